@@ -1,0 +1,38 @@
+"Every test runs offline, on one thread, on the pocket world."
+
+import runpy
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+runpy.run_path(str(ROOT / "tests" / "offline" / "sitecustomize.py"))  # the network is refused from here on
+sys.path.insert(0, str(ROOT / "tests"))
+matplotlib.use("agg")
+
+import torch  # noqa: E402
+
+import sft_nb  # noqa: E402, F401  (before torchvision)
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    for marker in ("slow: minutes, not seconds", "gpu: needs a GPU", "net: needs a network"):
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("-m"):
+        return
+    for item in items:
+        for marker in ("slow", "gpu", "net"):
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"run with -m {marker}"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,64 @@
+"""Run every notebook with nbdev_test: offline, within a time limit, and counted.
+
+nbdev_test has no time limit, and a pattern that matches nothing passes; both are mended here.
+Usage: python tests/run_notebooks.py [NAME ...]      for example: python tests/run_notebooks.py 04_freezing
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = int(os.environ.get("NOTEBOOK_LIMIT", 900))  # seconds for all of them
+
+
+def environment() -> dict[str, str]:
+    "One thread for each worker, no display, and tests/offline in front, which refuses the network."
+    path = os.pathsep.join([str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    threads = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="agg", PYTHONIOENCODING="utf-8")
+    return os.environ | threads | dict(PYTHONPATH=path)
+
+
+def notebooks(names: list[str]) -> list[Path]:
+    every = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    wanted = [p for p in every if not names or p.stem in names]
+    if unknown := set(names) - {p.stem for p in every}:
+        sys.exit(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in every)}")
+    return wanted
+
+
+def run(command: list[str], limit: int) -> tuple[int, str]:
+    "Exit status and output; a run over the limit is killed with all its workers."
+    kwargs = {} if os.name == "nt" else dict(start_new_session=True)
+    p = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), text=True, encoding="utf-8", errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
+    )  # fmt: skip
+    try:
+        return (p.returncode, out) if (out := p.communicate(timeout=limit)[0]) is not None else (1, "")
+    except subprocess.TimeoutExpired:
+        p.kill() if os.name == "nt" else os.killpg(p.pid, 9)
+        return 124, p.communicate()[0] + f"\nstopped: the notebooks ran longer than {limit} s"
+
+
+def main(names: list[str]) -> int:
+    wanted = notebooks(names)
+    tool = shutil.which("nbdev_test", path=str(Path(sys.executable).parent))
+    only = ["--file_re", f"^({'|'.join(re.escape(p.stem) for p in wanted)})\\.ipynb$"] if names else []
+    workers = ["--n_workers", "0" if len(wanted) == 1 else "2"]
+    status, out = run([tool, "--do_print", "--timing", *workers, *only], LIMIT)
+    print(out)
+    done = set(re.findall(r"- Completed (\S+\.ipynb)", out))
+    missing = [p.name for p in wanted if not any(d.endswith(p.name) for d in done)]
+    if missing:
+        print(f"{len(missing)} of {len(wanted)} notebooks did not run to their end: {', '.join(missing)}")
+    else:
+        print(f"{len(wanted)} notebooks ran" + (", at least one failed" if status else ""))
+    return status or bool(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

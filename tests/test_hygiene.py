@@ -1,0 +1,68 @@
+"What a committed notebook looks like: clean, light, with outputs, its numbers computed."
+
+import re
+
+import pytest
+from notebook import NOTEBOOKS, code_cells, load, source
+
+CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+
+
+@each
+def test_light_and_clean(path):
+    nb = load(path)
+    assert path.stat().st_size <= 300_000, f"{path.stat().st_size} bytes"
+    ids = [c["id"] for c in nb["cells"]]
+    assert len(set(ids)) == len(ids), "a cell id stands twice"
+    for c in nb["cells"]:
+        assert c["cell_type"] != "code" or c["execution_count"] is None
+        for o in c.get("outputs", []):
+            assert o["output_type"] != "error", f"a stored error: {o.get('ename')} in cell {c['id']}"
+            assert o.get("name") != "stderr", f"stored stderr in cell {c['id']}"
+
+
+@each
+def test_opens_with_a_title_and_a_line_on_it(path):
+    first = source(load(path)["cells"][0])
+    assert re.match(r"# .+\n\n> .+", first), first
+
+
+@each
+def test_nothing_is_skipped(path):
+    for code in code_cells(load(path)):
+        assert not re.search(r"#\|\s*(eval:\s*false|slow|skip)", code), f"a cell that no test runs: {code[:60]}"
+    assert "skip_exec" not in source(load(path)["cells"][0])
+
+
+@each
+def test_no_machine_paths(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(work|root|home|Users|tmp)/\w", text), re.search(
+        r".{40}/(work|root|home|Users|tmp)/\w.{20}", text
+    )
+
+
+@each
+def test_numbers_in_prose_are_computed(path):
+    "A decimal in a Markdown cell was typed, so nothing would notice it going stale: let a cell say it."
+    for c in load(path)["cells"]:
+        if c["cell_type"] == "markdown":
+            text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|```.*?```|`[^`]*`|\]\([^)]*\)", "", source(c), flags=re.S)
+            assert not (m := re.search(r".{0,40}(?<![\d.])\d*\.\d{2,}.{0,20}", text)), f"{m[0]!r} in cell {c['id']}"
+
+
+@each_chapter
+def test_a_chapter_says_enough(path):
+    nb = load(path)
+    words = sum(len(source(c).split()) for c in nb["cells"] if c["cell_type"] == "markdown")
+    assert words >= 500, f"{words} words"
+    assert any("data" in o for c in nb["cells"] for o in c.get("outputs", [])), "committed without its outputs"
+
+
+@each_chapter
+def test_exported_cells_are_short(path):
+    for code in code_cells(load(path)):
+        if "#| export" in code:
+            assert len(code.splitlines()) <= 40, f"an exported cell of {len(code.splitlines())} lines: {code[:80]}"
