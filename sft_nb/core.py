@@ -104,7 +104,7 @@ class say:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/00_core.ipynb #670a701b
+# %% ../nbs/00_core.ipynb #74fe86f5
 @dataclass(frozen=True, repr=False)
 class Verdict(say):
     "What `check` answers."
@@ -113,12 +113,13 @@ class Verdict(say):
 
 
 def check(
-    test: Callable[[], object],  # Raises, or returns False, where the answer is wrong
+    test: Callable[[], object],  # Raises, or returns something false other than None, where the answer is wrong
     hint: str,  # One sentence that helps without giving the answer away
 ) -> Verdict:
     "Tell at once whether an exercise's answer is right."
     try:
-        ok, why = test() is not False, ""
+        answer = test()
+        ok, why = answer is None or bool(answer), ""
     except Exception as e:
         ok, why = False, f" ({type(e).__name__}: {str(e).splitlines()[0][:120]})" if str(e) else ""
     return Verdict("**Right.**" if ok else f"**Not yet.** {hint}{why}", ok)

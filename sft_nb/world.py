@@ -59,7 +59,7 @@ def sample_program(
         p["width"] = rng.uniform(0.16, 0.28)
     return p
 
-# %% ../nbs/24_world.ipynb #769e8f13
+# %% ../nbs/24_world.ipynb #e78b368b
 def _pixels(q):
     return [tuple(v) for v in (np.asarray(q) * 0.42 + 0.5) * CANVAS]
 
@@ -79,7 +79,7 @@ def _outline(p, rng, jitter):
     if "points" in p:
         return (p["points"] + rng.normal(0, jitter, p["points"].shape)) * (0.6 if p["kind"] == "mixed" else 1.0)
 
-
+# %% ../nbs/24_world.ipynb #6256e707
 def _hole(p, rng, jitter):
     c, r = p["hole"] + rng.normal(0, jitter, 2), p["radius"] * (1 + rng.normal(0, 0.1))
     n = p["corners"] or 32
@@ -134,7 +134,7 @@ def templates(
             out.append(np.stack([draw_program(p, rng) for _ in range(exemplars)]))
     return torch.from_numpy(np.stack(out))
 
-# %% ../nbs/24_world.ipynb #d450199a
+# %% ../nbs/24_world.ipynb #9d23f622
 def _tensor(a):
     return torch.from_numpy(np.asarray(a, dtype=np.float32))
 
@@ -145,7 +145,7 @@ def _grid(side=SIZE):
     y, x = torch.meshgrid(g, g, indexing="ij")
     return x[None], y[None]
 
-
+# %% ../nbs/24_world.ipynb #aa2ecbe6
 def texture(
     kind: np.ndarray,  # int [N]: an index into `TEXTURES` for each picture
     rng: np.random.Generator,  # Orientation, frequency and phase are random for each picture
@@ -185,7 +185,7 @@ def hsv(
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return v[:, None] * (1 - s[:, None] * ramp)
 
-# %% ../nbs/24_world.ipynb #43bb9a21
+# %% ../nbs/24_world.ipynb #08ae82d5
 def _warp(masks, rng, turn, scale, shift):
     "Masks under a random rotation (degrees), scale, aspect, shear and shift each: [N, h, w] -> [N, SIZE, SIZE]."
     n = len(masks)
@@ -203,7 +203,7 @@ def _warp(masks, rng, turn, scale, shift):
     grid = F.affine_grid(torch.cat([m, move], 2), (n, 1, SIZE, SIZE), align_corners=False)
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 
-
+# %% ../nbs/24_world.ipynb #25864664
 def _mix(a, b, t):
     "Between colours a and b [N, 3] by the weight t [N, SIZE, SIZE]."
     return a[:, :, None, None] * (1 - t[:, None]) + b[:, :, None, None] * t[:, None]
@@ -221,7 +221,7 @@ def _colours(hue, rng):
     back2 = (back + _tensor(rng.uniform(-0.25, 0.25, (n, 3)))).clamp(0, 1)
     return one, torch.where((v < 0.5)[:, None], lighter, darker), back, back2
 
-# %% ../nbs/24_world.ipynb #fb0d0906
+# %% ../nbs/24_world.ipynb #c946ad3d
 def _render(masks, fill, hue, rng, clutter):
     n = len(masks)
     uniform = lambda lo, hi: _tensor(rng.uniform(lo, hi, n))[:, None, None]
@@ -237,7 +237,7 @@ def _render(masks, fill, hue, rng, clutter):
     img = img + torch.from_numpy(rng.standard_normal(img.shape, dtype=np.float32)) * uniform(0.0, 0.07)[:, None]
     return (img.clamp(0, 1) * 255).round().to(torch.uint8)
 
-
+# %% ../nbs/24_world.ipynb #6f46d03b
 def render(
     masks: Tensor,  # float32 [N, h, w]: one object each
     fill: np.ndarray,  # int [N]: the object's texture
