@@ -30,7 +30,7 @@ from .core import unknown
 from torchvision.datasets import CIFAR10  # isort: skip (after sft_nb, which repairs its import where it must)
 from torchvision.datasets.utils import check_integrity  # isort: skip
 
-# %% ../nbs/03_data.ipynb #88b67ae4
+# %% ../nbs/03_data.ipynb #479a294b
 @dataclass(frozen=True)
 class Images:
     "Pictures and their labels, whole in memory."
@@ -44,7 +44,7 @@ class Images:
         if self.y.shape != self.x.shape[:1]:
             raise ValueError(f"{len(self.x)} pictures need as many labels; got labels of shape {list(self.y.shape)}")
         if self.y.dtype != torch.int64 or (self.y < 0).any():
-            raise ValueError(f"labels must be int64 and not negative; got {self.y.dtype} from {self.y.min()}")
+            raise ValueError(f"labels must be int64, from 0; got {self.y.dtype} {self.y.unique().tolist()[:3]}...")
 
     def __len__(self):
         return len(self.y)
@@ -105,7 +105,7 @@ def pocket(
         names = [f"{36 * i} deg, {f}" for f in ("coarse", "fine") for i in range(5)]
     return _cut(*getattr(world, task)(2200, 100 + TASKS.index(task)), names, torch.arange(2200))
 
-# %% ../nbs/03_data.ipynb #94c96137
+# %% ../nbs/03_data.ipynb #00ba1adb
 def pocket_source(
     labels: str = "shape",  # One of `LABELS`: which of the three label sets
     n: int = 20_000,  # Training pictures
@@ -115,12 +115,13 @@ def pocket_source(
         raise unknown("label set", labels, LABELS)
     if n < 1:
         raise ValueError(f"a source set needs at least one picture; got n={n}")
-    part = lambda n, seed: (lambda x, y: Images(x, y[labels]))(*world.source(n, seed))
-    names = (
-        world.TEXTURES
-        if labels == "texture"
-        else [str(i) for i in range({"shape": world.SOURCE_CLASSES, "hue": world.HUES}[labels])]
-    )
+
+    def part(n, seed):
+        x, y = world.source(n, seed)
+        return Images(x, y[labels])
+
+    count = dict(shape=world.SOURCE_CLASSES, hue=world.HUES)
+    names = world.TEXTURES if labels == "texture" else map(str, range(count[labels]))
     return Split(part(n, 0), part(1000, 1), part(2000, 2), tuple(names))
 
 # %% ../nbs/03_data.ipynb #415d1108
@@ -312,7 +313,25 @@ def _pictures(root):
         raise ValueError(f"{root} holds {len(classes)} sub-folders; a task needs two or more, one for each class")
     return {d.name: sorted((p for p in d.rglob("*") if p.is_file() and seen(p)), key=Path.as_posix) for d in classes}
 
-# %% ../nbs/03_data.ipynb #3ca73177
+# %% ../nbs/03_data.ipynb #f47aa1e6
+def _read(classes, size, skip_unreadable):
+    "All pictures and labels of a list of lists of files."
+    x, y, bad = [], [], []
+    for label, path in ((c, p) for c, paths in enumerate(classes) for p in paths):
+        try:
+            x.append(_picture(path, size))
+            y.append(label)
+        except Exception as e:  # decoders fail in many ways
+            if not skip_unreadable:
+                raise ValueError(
+                    f"{path} cannot be read as a picture ({e}): repair it, remove it, or pass skip_unreadable=True"
+                ) from e
+            bad.append(str(path))
+    if bad:
+        warnings.warn(f"{len(bad)} unreadable pictures were left out: {', '.join(bad)}", stacklevel=3)
+    return Images(torch.stack(x) if x else torch.empty(0, 3, size, size, dtype=torch.uint8), torch.tensor(y).long())
+
+
 def _stratified(ds, classes, valid, test, seed):
     "Cut every class by itself, test first, so that each part holds each class."
     parts = [], [], []  # train, valid, test
@@ -326,7 +345,7 @@ def _stratified(ds, classes, valid, test, seed):
             part.append(i)
     return Split(*(ds[torch.cat(p)] for p in parts), tuple(classes))
 
-
+# %% ../nbs/03_data.ipynb #3e16cf29
 def image_folder(
     root: str | Path,  # One sub-folder per class; its name is the class's name
     size: int = 224,  # Pixels: the shorter side is scaled to it, the middle square is kept
@@ -338,21 +357,9 @@ def image_folder(
     "Your own pictures, whole in memory: 3 * size * size bytes each."
     if size < 1 or not (valid > 0 and test > 0 and valid + test < 1):
         raise ValueError(f"size={size}, valid={valid}, test={test}: size is in pixels, the shares are parts of 1")
-    files, x, y, bad = _pictures(Path(root)), [], [], []
-    for label, path in ((c, p) for c, paths in enumerate(files.values()) for p in paths):
-        try:
-            x, y = [*x, _picture(path, size)], [*y, label]
-        except Exception as e:  # decoders fail in many ways
-            if not skip_unreadable:
-                raise ValueError(
-                    f"{path} cannot be read as a picture ({e}): repair it, remove it, or pass skip_unreadable=True"
-                ) from e
-            bad.append(str(path))
-    if bad:
-        warnings.warn(f"{len(bad)} unreadable pictures were left out: {', '.join(bad)}", stacklevel=2)
-    if not x:
-        raise ValueError(f"{root} holds no readable picture")
-    return _stratified(Images(torch.stack(x), torch.tensor(y)), files, valid, test, seed)
+    classes = _pictures(Path(root))
+    ds = _read(classes.values(), size, skip_unreadable)
+    return _stratified(ds, classes, valid, test, seed)
 
 # %% ../nbs/03_data.ipynb #370137a3
 def load_split(

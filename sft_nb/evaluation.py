@@ -60,7 +60,7 @@ def accuracy(
     _check(logits, y)
     return float((logits.argmax(1) == y).double().mean())
 
-# %% ../nbs/09_evaluation.ipynb #9fbcbac2
+# %% ../nbs/09_evaluation.ipynb #2ab6a7b0
 def interval(
     correct: int,  # How many were right
     n: int,  # Of how many
@@ -71,7 +71,7 @@ def interval(
         raise ValueError(f"an interval needs how many were right of how many, as counts; got {correct} of {n}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}")
-    z, p = NormalDist().inv_cdf((1 + level) / 2), correct / n
+    z, p, n = NormalDist().inv_cdf((1 + level) / 2), int(correct) / int(n), int(n)
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
@@ -182,7 +182,7 @@ def calibration_error(
         float(gap.sum() / len(y)), float((gap / count.clamp(min=1)).max()), count, sure / count, right / count
     )
 
-# %% ../nbs/09_evaluation.ipynb #566075c8
+# %% ../nbs/09_evaluation.ipynb #8947eee4
 def temperature(
     logits: Tensor,  # [N, C], of validation examples
     y: Tensor,  # int64 [N]
@@ -193,7 +193,7 @@ def temperature(
 
     _check(logits, y)
     z = logits.detach().double()
-    z = z - z.gather(1, y[:, None])  # relative to the right class: what follows is E_T[z] - z_y
+    z = z - z.gather(1, y[:, None].long())  # relative to the right class: what follows is E_T[z] - z_y
     slope = lambda t: float(((z / t).softmax(1) * z).sum(1).mean())  # falls as t grows; > 0 where a larger t is better
     lo, hi = bounds
     if slope(lo) <= 0:
@@ -207,9 +207,9 @@ def brier(
 ) -> float:  # In [0, 2]
     "The mean squared distance between the probabilities and the truth as 0s and a 1 (Brier 1950)."
     p = _probs(scores, y)
-    return float((p - nn.functional.one_hot(y, p.shape[1])).square().sum(1).mean())
+    return float((p - nn.functional.one_hot(y.long(), p.shape[1])).square().sum(1).mean())
 
-# %% ../nbs/09_evaluation.ipynb #d3bfd027
+# %% ../nbs/09_evaluation.ipynb #bebcbb95
 def confusion(
     logits: Tensor,  # [N, C]
     y: Tensor,  # int64 [N]
@@ -220,7 +220,7 @@ def confusion(
     c = logits.shape[1] if num_classes is None else num_classes
     if c < logits.shape[1]:
         raise ValueError(f"the logits have {logits.shape[1]} classes, more than num_classes={c}")
-    return torch.bincount(y * c + logits.argmax(1), minlength=c * c).view(c, c)
+    return torch.bincount(y.long() * c + logits.argmax(1), minlength=c * c).view(c, c)
 
 
 def per_class(

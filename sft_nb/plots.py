@@ -133,3 +133,26 @@ def heatmap(
     ax.set_yticklabels(rows)
     ax.grid(False)
     return ax
+
+# %% ../nbs/02_plots.ipynb #d8916626
+def _axes(ax, **kwargs):
+    return plt.subplots(**kwargs)[1] if ax is None else ax
+
+
+def image_grid(
+    x,  # Pictures, uint8 [N, 3, H, W] (a tensor or an array)
+    titles: Sequence[str] | None = None,  # One short line above each picture
+    cols: int = 10,  # Pictures in a row
+    size: float = 0.8,  # Inches of a picture's side
+):  # The Figure
+    "Pictures side by side."
+    x = np.asarray(x)
+    rows = -(-len(x) // cols)
+    fig, axes = plt.subplots(rows, cols, figsize=(cols * size, rows * (size + (0.22 if titles else 0))), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, ax in zip(range(len(x)), axes.flat, strict=False):
+        ax.imshow(x[i].transpose(1, 2, 0), interpolation="nearest")
+        if titles:
+            ax.set_title(titles[i], fontsize=8, loc="center", pad=2)
+    return fig

@@ -50,7 +50,7 @@ def _batch_loss(model, xb, yb, loss, where):
         )
     return value
 
-# %% ../nbs/07_training.ipynb #d2e1f0e1
+# %% ../nbs/07_training.ipynb #827cb4bf
 def steps(
     model: nn.Module,
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches; iterated once per epoch
@@ -67,7 +67,9 @@ def steps(
         for i, (xb, yb) in enumerate(dl):
             where = f"epoch {epoch}, step {i}"
             if model.training != mode:
-                raise RuntimeError(f"{where}: the model's mode was changed between two steps; restore it after a look")
+                raise RuntimeError(
+                    f"{where}: the model's mode was changed between two steps; after an evaluation, put it back"
+                )
             batch_loss = _batch_loss(model, xb, yb, loss, where)
             opt.zero_grad()
             batch_loss.backward()

@@ -1,0 +1,398 @@
+"The loop: equal to a plain one to the bit, stoppable, watchable, resumable; and pre-training that learns."
+
+import copy
+import math
+from dataclasses import FrozenInstanceError
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from sft_nb.core import set_seed
+from sft_nb.data import Images, Loader, jitter, pocket_source, shuffled
+from sft_nb.evaluation import accuracy, predict
+from sft_nb.freezing import freeze, moved, unchanged
+from sft_nb.models import (
+    POCKET_MEAN,
+    POCKET_STD,
+    PocketResNet,
+    adapt,
+    load_pretrained,
+    normalise,
+    snapshot,
+    source_network,
+)
+from sft_nb.objective import risk, sq_dist
+from sft_nb.training import Step, fit, pretrain, steps
+
+TRANSFORM = normalise(POCKET_MEAN, POCKET_STD)
+
+
+def pictures(n=80, classes=5):
+    g = torch.Generator().manual_seed(3)
+    return Images(
+        torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8),
+        torch.randint(0, classes, (n,), generator=g),
+    )
+
+
+def start(seed=0, lr=0.05, **kwargs):
+    "A network with BatchNorm, shuffled and augmented batches (the last one smaller), SGD with momentum."
+    set_seed(seed)
+    net = PocketResNet(5)
+    dl = Loader(pictures(), 32, TRANSFORM, shuffle=True, augment=jitter(2), seed=seed)
+    return net, dl, torch.optim.SGD(net.parameters(), lr, momentum=0.9, **kwargs)
+
+
+def cosine(opt, n):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(opt, n)
+
+
+def plain(net, dl, opt, epochs=1, schedule=None, stop=None):
+    "The loop as one writes it by hand; stops after `stop` steps."
+    losses = []
+    for _ in range(epochs):
+        net.train()
+        for xb, yb in dl:
+            if len(losses) == stop:
+                return losses
+            loss = nn.functional.cross_entropy(net(xb), yb)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            if schedule:
+                schedule.step()
+            losses.append(loss.item())
+    return losses
+
+
+def same(a, b):
+    "Two networks, byte for byte: parameters and buffers."
+    return snapshot(a).keys() == snapshot(b).keys() and moved(snapshot(a), snapshot(b)) == {}
+
+
+# --- the same training as the plain loop
+
+
+def test_equals_a_plain_loop_to_the_bit():
+    a, b = start(), start()
+    mine = fit(*a, epochs=3, schedule=cosine(a[2], 9))
+    theirs = plain(*b, epochs=3, schedule=cosine(b[2], 9))
+    assert [s.loss for s in mine] == theirs
+    assert same(a[0], b[0])
+    assert not same(a[0], start()[0])  # and it did train
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])  # an epoch has 3 steps
+def test_stopped_after_k_steps_the_model_has_taken_k_steps(k):
+    a, b = start(), start()
+    taken = list(islice(steps(*a, epochs=3), k))
+    assert [s.loss for s in taken] == plain(*b, epochs=3, stop=k)
+    assert same(a[0], b[0])
+
+
+def test_nothing_happens_before_the_first_step_is_asked_for():
+    net, dl, opt = start()
+    net.eval()
+    steps(net, dl, opt)
+    assert same(net, start()[0])
+    assert (net.training, dl.epoch, opt.state) == (False, 0, {})
+
+
+def test_closing_a_run_leaves_it_where_it_was():
+    a, b = start(), start()
+    run = steps(*a)
+    next(run)
+    run.close()
+    assert list(run) == []
+    plain(*b, stop=1)
+    assert same(a[0], b[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 23), batch_size=st.integers(1, 9), epochs=st.integers(0, 3))
+def test_the_steps_account_for_every_example(n, batch_size, epochs):
+    x, y = torch.randn(n, 4), torch.arange(n) % 2
+    net = nn.Linear(4, 2)
+    dl = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, n, batch_size)]
+    taken = fit(net, dl, torch.optim.SGD(net.parameters(), 0.1), epochs, phase="probe")
+    per_epoch = math.ceil(n / batch_size)
+    assert [(s.epoch, s.i) for s in taken] == [(e, i) for e in range(epochs) for i in range(per_epoch)]
+    assert sum(s.n for s in taken) == epochs * n
+    assert all(s.phase == "probe" and s.lr == 0.1 for s in taken)
+
+
+def test_a_step_is_a_value():
+    s = Step("", 0, 1, 2.0, 0.1, 8)
+    assert s == Step("", 0, 1, 2.0, 0.1, 8)
+    with pytest.raises(FrozenInstanceError):
+        s.loss = 0.0
+
+
+# --- against what is known in closed form or from another library
+
+
+def test_gradient_descent_on_a_parabola_shrinks_geometrically():
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(net.weight, 3.0)
+    batch = [(torch.ones(1, 1).double(), torch.zeros(1).double())]
+    half_square = lambda z, y: ((z[:, 0] - y) ** 2).sum() / 2
+    taken = fit(net, batch, torch.optim.SGD(net.parameters(), 0.1), epochs=20, loss=half_square)
+    assert net.weight.item() == pytest.approx(3 * 0.9**20, rel=1e-12)
+    assert [s.loss for s in taken] == pytest.approx([4.5 * 0.81**t for t in range(20)], rel=1e-12)
+
+
+X12 = [[2, 0, 1], [3, 1, 0], [2, 1, 2], [1, 0, 0], [0, 2, 1], [1, 3, 0], [0, 2, 3], [-1, 2, 0], [-2, 0, 1], [-1, -1, 0]]
+X12 += [[-3, 0, 2], [-2, -1, -1]]
+Y12 = [0] * 4 + [1] * 4 + [2] * 4
+
+
+def decayed_head(make):
+    "A linear head trained by `make(groups)` on 12 points, weight decay .1 on the weights and none on the bias."
+    x, y = torch.tensor(X12).double(), torch.tensor(Y12)
+    set_seed(0)
+    head = nn.Linear(3, 3).double()
+    opt = make([dict(params=[head.weight], weight_decay=0.1), dict(params=[head.bias], weight_decay=0.0)])
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: max(0.0, 1 - t / 3000))
+    fit(head, [(x, y)], opt, epochs=3000, schedule=schedule)
+    with torch.no_grad():
+        return head.weight, (risk(head(x), y) + 0.1 / 2 * sq_dist({"W": head.weight})).item()
+
+
+def test_weight_decay_is_an_objective_term_in_sgd_and_adam_and_not_in_adamw():
+    "The oracle is scikit-learn's minimiser of the same penalised risk."
+    oracle = LogisticRegression(C=1 / (12 * 0.1), tol=1e-12, max_iter=10_000).fit(X12, Y12)
+    best = 0.3007164088874905  # its penalised risk, as SciPy's BFGS finds it too
+    for make in (lambda g: torch.optim.SGD(g, 0.3, momentum=0.9), lambda g: torch.optim.Adam(g, 0.03)):
+        W, F = decayed_head(make)
+        assert torch.allclose(W, torch.tensor(oracle.coef_), atol=1e-4)
+        assert best - 1e-12 <= F <= best + 1e-7
+    W, F = decayed_head(lambda g: torch.optim.AdamW(g, 0.03))
+    assert F > best + 0.01
+
+
+# --- the schedule
+
+
+def test_the_schedule_steps_once_after_every_batch():
+    net, dl, opt = start(lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.1 * 0.5**t)
+    seen = []
+    for s in steps(net, dl, opt, epochs=2, schedule=schedule):
+        seen.append(s.lr)
+        assert schedule.last_epoch == len(seen)
+    assert seen == pytest.approx([0.1 * 0.5**t for t in range(6)])
+
+
+def test_pretraining_runs_one_cycle_of_lr_and_momentum():
+    net, dl, _ = start()
+    run = list(pretrain(net, dl, epochs=4, lr=0.1))
+    lrs = [s.lr for s in run]
+    assert len(run) == 12 and {s.phase for s in run} == {"pretrain"}
+    assert lrs[0] == pytest.approx(0.1 / 25) and lrs[-1] == pytest.approx(0.1 / 25e4)
+    peak = lrs.index(max(lrs))
+    assert lrs[: peak + 1] == sorted(lrs[: peak + 1]) and lrs[peak:] == sorted(lrs[peak:], reverse=True)
+    assert max(lrs) <= 0.1 and 0 < peak < 6
+
+
+# --- looking, taking turns, going on
+
+
+def test_evaluation_between_steps_changes_nothing():
+    a, b = start(), start()
+    for _ in steps(*a, epochs=2):
+        predict(a[0], Loader(pictures(), 40, TRANSFORM))
+    fit(*b, epochs=2)
+    assert same(a[0], b[0])
+
+
+def test_a_mode_left_in_eval_is_refused_and_one_put_back_is_not():
+    net, dl, opt = start()
+    run = steps(net, dl, opt)
+    next(run)
+    net.eval()
+    now = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"epoch 0, step 1: the model's mode was changed between two steps"):
+        next(run)
+    assert moved(now, snapshot(net)) == {}  # nothing was trained in the wrong mode
+
+    a, b = start(), start()
+    for _ in steps(*a):
+        a[0].eval()
+        a[0].train()
+    fit(*b)
+    assert same(a[0], b[0])
+
+
+def test_every_epoch_starts_in_train_mode():
+    a, b = start(), start()
+    for s in steps(*a, epochs=2):
+        if s.i == 2:  # the last of its epoch
+            a[0].eval()
+    fit(*b, epochs=2)
+    assert same(a[0], b[0])
+    assert a[0].bn1.num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("pattern", ["backbone.*", "*"])
+def test_a_frozen_backbone_stays_frozen_under_the_loop(pattern):
+    model = freeze(adapt(load_pretrained("pocket"), 5), pattern)
+    if pattern == "*":  # nothing learns, yet a loop over it must not wake BatchNorm; the loss needs a gradient
+        outside = nn.Parameter(torch.zeros(5))
+        loss = lambda z, y: risk(z + outside, y)
+        with unchanged(model):
+            fit(model, start()[1], torch.optim.SGD([outside], 0.1), loss=loss)
+        assert outside.abs().sum() > 0
+    else:
+        before = model.head.weight.detach().clone()
+        with unchanged(model.backbone):
+            fit(model, start()[1], torch.optim.SGD(model.head.parameters(), 0.1))
+        assert not torch.equal(before, model.head.weight)
+    assert not model.backbone.training
+
+
+def test_two_runs_that_take_turns_end_as_if_alone():
+    a, b = start(lr=0.01), start(seed=1, lr=0.1)
+    for _ in zip(steps(*a, epochs=2), steps(*b, epochs=2), strict=True):
+        pass
+    a2, b2 = start(lr=0.01), start(seed=1, lr=0.1)
+    fit(*b2, epochs=2)
+    fit(*a2, epochs=2)
+    assert same(a[0], a2[0]) and same(b[0], b2[0])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
+    a, b, c = start(), start(), start(seed=1)
+    assert fit(*a) == fit(*b) != fit(*c)
+    assert same(a[0], b[0]) and not same(a[0], c[0])
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_resumed_between_epochs_the_run_ends_in_the_same_bytes(make):
+    options = dict(momentum=0.9) if make is torch.optim.SGD else {}
+
+    def fresh(seed):
+        net, dl, _ = start(seed)
+        opt = make(net.parameters(), 0.01, **options)
+        return net, dl, opt, cosine(opt, 9)
+
+    whole = fresh(0)
+    losses = [s.loss for s in fit(*whole[:3], epochs=3, schedule=whole[3])]
+
+    net, dl, opt, schedule = fresh(0)
+    fit(net, dl, opt, epochs=1, schedule=schedule)
+    parts = [x.state_dict() for x in (net, opt, schedule)]
+    saved = copy.deepcopy(parts), dl.seed, dl.epoch
+
+    net, dl, opt, schedule = fresh(1)
+    for thing, state in zip((net, opt, schedule), saved[0], strict=True):
+        thing.load_state_dict(state)
+    dl.seed, dl.epoch = saved[1:]
+    rest = [s.loss for s in fit(net, dl, opt, epochs=2, schedule=schedule)]
+    assert rest == losses[3:]
+    assert same(net, whole[0])
+
+
+# --- what bad input gets
+
+
+def test_no_batches_are_refused():
+    net, _, opt = start()
+    with pytest.raises(ValueError, match="epoch 0 has no batches"):
+        fit(net, [], opt)
+    with pytest.raises(ValueError, match="the set is empty"):
+        fit(net, Loader(pictures()[:0]), opt)
+
+
+def test_an_iterator_that_is_used_up_is_named_and_not_passed_over():
+    net, dl, opt = start()
+    with pytest.raises(ValueError, match="epoch 1 has no batches"):
+        fit(net, iter(list(dl)), opt, epochs=2)
+
+
+def poisoned(value):
+    batches = [(xb.clone(), yb) for xb, yb in start()[1]]
+    batches[2][0][0, 0, 0, 0] = value
+    return batches
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_named_and_its_step_not_taken(value):
+    a, b = start(), start()
+    with pytest.raises(FloatingPointError, match=r"loss is nan at epoch 0, step 2: lower lr"):
+        fit(a[0], poisoned(value), a[2])
+    fit(b[0], poisoned(0.0)[:2], b[2])
+    for (name, p), q in zip(a[0].named_parameters(), b[0].parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_a_learning_rate_that_blows_up_is_named():
+    net, dl, opt = start(lr=1e20)
+    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at epoch \d, step \d: lower lr"):
+        fit(net, dl, opt, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.zeros(4, 1, 32, 32), r"cannot take a batch of shape \[4, 1, 32, 32\], torch.float32, on cpu"),
+        (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), r"torch.uint8.*check the loader's transform"),
+        (torch.zeros(4, 12), r"cannot take a batch of shape \[4, 12\]"),
+        (torch.zeros(3, 3, 32, 32), "3 examples and 4 labels"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named_and_nothing_moves(x, says):
+    net, _, opt = start()
+    with unchanged(net), pytest.raises(ValueError, match=says) as e:
+        fit(net, [(x, torch.zeros(4, dtype=torch.long))], opt)
+    assert str(e.value).startswith("epoch 0, step 0:") and "\n" not in str(e.value)
+
+
+def test_running_out_of_memory_keeps_its_own_name():
+    class Hungry(nn.Linear):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("out of memory")
+
+    net = Hungry(2, 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(net, [(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))], torch.optim.SGD(net.parameters(), 0.1))
+
+
+# --- pre-training learns what the labels say, and only that
+
+
+def pretrained_on(split, train, seed=0, epochs=2):
+    set_seed(seed)
+    net = PocketResNet(len(split.classes))
+    dl = Loader(train, 128, TRANSFORM, shuffle=True, augment=jitter(2), seed=seed)
+    losses = [s.loss for s in pretrain(net, dl, epochs)]
+    return accuracy(*predict(net, Loader(split.test, 500, TRANSFORM))), losses
+
+
+@pytest.fixture(scope="module")
+def hues():
+    return pocket_source("hue", n=4000)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_short_pretraining_learns(hues, seed):
+    found, losses = pretrained_on(hues, hues.train, seed)
+    assert found >= 0.4  # chance is 1/12; measured .58
+    assert sum(losses[-5:]) / 5 < math.log(12) - 0.5
+
+
+def test_and_learns_nothing_from_labels_that_mean_nothing(hues):
+    train = Images(hues.train.x, hues.train.y[shuffled(len(hues.train), 5)])
+    assert pretrained_on(hues, train)[0] <= 0.15
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_makes_theta_pre():
+    source = pocket_source("shape")
+    found, _ = pretrained_on(source, source.train, epochs=10)
+    shipped = accuracy(*predict(source_network("pocket")[0], Loader(source.test, 500, TRANSFORM)))
+    assert found >= 0.88 and abs(found - shipped) <= 0.02
