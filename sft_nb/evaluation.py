@@ -15,7 +15,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/09_evaluation.ipynb #796bfdf4
+# %% ../nbs/09_evaluation.ipynb #13d89109
 def _check(logits, y):
     "Refuse what cannot be evaluated."
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
@@ -30,7 +30,7 @@ def _check(logits, y):
     if not torch.isfinite(logits).all():
         raise ValueError("some logits are infinite or not a number: the model has diverged, train it at a lower lr")
 
-
+# %% ../nbs/09_evaluation.ipynb #51e22229
 def predict(
     model: nn.Module,  # Gives logits [B, C]; used where its parameters are
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order
@@ -51,7 +51,7 @@ def predict(
     _check(logits, y)
     return logits, y
 
-
+# %% ../nbs/09_evaluation.ipynb #a9664925
 def accuracy(
     logits: Tensor,  # [N, C]
     y: Tensor,  # int64 [N], each in 0..C-1
@@ -60,7 +60,7 @@ def accuracy(
     _check(logits, y)
     return float((logits.argmax(1) == y).double().mean())
 
-# %% ../nbs/09_evaluation.ipynb #2ab6a7b0
+# %% ../nbs/09_evaluation.ipynb #33754510
 def interval(
     correct: int,  # How many were right
     n: int,  # Of how many
@@ -71,11 +71,12 @@ def interval(
         raise ValueError(f"an interval needs how many were right of how many, as counts; got {correct} of {n}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}")
-    z, p, n = NormalDist().inv_cdf((1 + level) / 2), int(correct) / int(n), int(n)
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    k, n, z = int(correct), int(n), NormalDist().inv_cdf((1 + level) / 2)
+    middle, half = k / n + z * z / (2 * n), z * math.sqrt(k * (n - k) / n**3 + z * z / (4 * n * n))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return 0.0 if k == 0 else low, 1.0 if k == n else high  # both exact, where rounding would miss by a hair
 
-# %% ../nbs/09_evaluation.ipynb #ca742ca9
+# %% ../nbs/09_evaluation.ipynb #f1cd79ac
 @dataclass(frozen=True)
 class Score:
     "One measurement on the test set."
@@ -85,7 +86,7 @@ class Score:
     low: float  # The ends of its interval
     high: float
 
-
+# %% ../nbs/09_evaluation.ipynb #83083f48
 @dataclass
 class Ledger:
     "The looks taken at one test set: every claim is measured once. Lives in memory, as long as the session."
@@ -96,6 +97,7 @@ class Ledger:
     def score(self, claim: str, logits: Tensor, y: Tensor, level: float = 0.95) -> Score:
         "Accuracy with its interval under a named claim; repeating it is fine, changing the predictions is not."
         _check(logits, y)
+        y = y.long()
         if self.y is not None and not torch.equal(self.y, y):
             raise ValueError("these are not the labels of this ledger's test set: keep one ledger for each test set")
         predicted = logits.argmax(1)
@@ -144,14 +146,14 @@ def paired_test(
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))  # whole numbers: nothing is rounded before the end
     return Paired(b, c, min(1.0, 2 * tail / 2 ** (b + c)))
 
-# %% ../nbs/09_evaluation.ipynb #fdfb0db9
+# %% ../nbs/09_evaluation.ipynb #3ebf5db6
 def _probs(scores, y):
     "Probabilities, float64 [N, C]. Rows that are non-negative and sum to 1 are probabilities already, others logits."
     _check(scores, y)
     p = scores.detach().double()
     return p if p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3 else p.softmax(1)
 
-
+# %% ../nbs/09_evaluation.ipynb #3370940c
 @dataclass(frozen=True)
 class Calibration:
     "How far confidence and accuracy are apart; bin m holds the confidences in (m / bins, (m + 1) / bins]."
@@ -182,7 +184,7 @@ def calibration_error(
         float(gap.sum() / len(y)), float((gap / count.clamp(min=1)).max()), count, sure / count, right / count
     )
 
-# %% ../nbs/09_evaluation.ipynb #8947eee4
+# %% ../nbs/09_evaluation.ipynb #8f270a15
 def temperature(
     logits: Tensor,  # [N, C], of validation examples
     y: Tensor,  # int64 [N]
@@ -200,7 +202,7 @@ def temperature(
         return float(lo)
     return float(hi) if slope(hi) >= 0 else float(brentq(slope, lo, hi, xtol=1e-10))
 
-
+# %% ../nbs/09_evaluation.ipynb #ef73212b
 def brier(
     scores: Tensor,  # Logits, or probabilities (rows that sum to 1), [N, C]
     y: Tensor,  # int64 [N]
@@ -209,7 +211,7 @@ def brier(
     p = _probs(scores, y)
     return float((p - nn.functional.one_hot(y.long(), p.shape[1])).square().sum(1).mean())
 
-# %% ../nbs/09_evaluation.ipynb #bebcbb95
+# %% ../nbs/09_evaluation.ipynb #b7a87a35
 def confusion(
     logits: Tensor,  # [N, C]
     y: Tensor,  # int64 [N]
@@ -231,7 +233,7 @@ def per_class(
     m = confusion(logits, y).double()
     return m.diag() / m.sum(1)
 
-
+# %% ../nbs/09_evaluation.ipynb #5c406f02
 def worst(
     logits: Tensor,  # [N, C]
     y: Tensor,  # int64 [N]

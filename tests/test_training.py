@@ -199,6 +199,14 @@ def test_pretraining_runs_one_cycle_of_lr_and_momentum():
     assert max(lrs) <= 0.1 and 0 < peak < 6
 
 
+def test_pretraining_is_the_recipe_written_out():
+    a, b = start(), start()
+    opt = torch.optim.SGD(b[0].parameters(), lr=0.15, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 0.15, total_steps=6)
+    assert [s.loss for s in pretrain(*a[:2], epochs=2)] == plain(*b[:2], opt, epochs=2, schedule=schedule)
+    assert same(a[0], b[0])
+
+
 # --- looking, taking turns, going on
 
 

@@ -1,0 +1,749 @@
+"Data: hostile and broken archives, the laws of splits and batches, and what a folder of pictures may hold."
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sft_nb.core import SIZES
+from sft_nb.data import (
+    TASKS,
+    Images,
+    Loader,
+    Split,
+    cifar10,
+    few_shot,
+    image_folder,
+    jitter,
+    load_split,
+    pocket,
+    pocket_source,
+    shuffled,
+    to_float,
+)
+from sft_nb.features import Features
+
+prints = lambda ds: [p.numpy().tobytes() for p in ds.x]
+tagged = lambda n: torch.arange(n * 12, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(n, 3, 2, 2)
+
+
+def numbered(n, classes=3):
+    "n pictures that can be told apart, with labels 0, 1, 2, 0, 1, 2, ..."
+    x = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = torch.arange(n) % 256, torch.arange(n) // 256
+    return Images(x, torch.arange(n) % classes)
+
+
+number = lambda x: (x[:, 0, 0, 0].long() + 256 * x[:, 0, 0, 1].long()).tolist()
+
+
+# CIFAR-10 ------------------------------------------------------------------------------------------------------------
+
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+ARCHIVE = "cifar-10-python.tar.gz"
+md5 = lambda blob: hashlib.md5(blob).hexdigest()
+
+
+class _Python2(pickle._Pickler):
+    "Writes strings and bytes the way Python 2's `str` was pickled: the dialect of the published files."
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_str2(self, obj):
+        blob = obj.encode("latin1") if isinstance(obj, str) else obj
+        self.write(b"T" + struct.pack("<i", len(blob)) + blob)
+        self.memoize(obj)
+
+    dispatch[str] = dispatch[bytes] = save_str2
+
+
+def python2(obj):
+    out = io.BytesIO()
+    _Python2(out, protocol=2).dump(obj)
+    return out.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def content(n=12):
+    rng = np.random.default_rng(0)
+    made = {
+        name: dict(
+            batch_label=name,
+            data=rng.integers(0, 256, (n, 3072), np.uint8),
+            labels=rng.integers(0, 10, n).tolist(),
+            filenames=[f"{i}.png" for i in range(n)],
+        )
+        for name in BATCHES
+    }
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    return made | {"batches.meta": dict(num_cases_per_batch=n, label_names=names, num_vis=3072)}
+
+
+def table(blobs, archive=None, **changes):
+    "torchvision's table with the checksums of these files."
+    sums = dict(
+        train_list=[[n, md5(blobs[n])] for n in BATCHES[:5]],
+        test_list=[[n, md5(blobs[n])] for n in BATCHES[5:]],
+        meta=torchvision.datasets.CIFAR10.meta | dict(md5=md5(blobs["batches.meta"])),
+    )
+    if archive is not None:
+        sums["tgz_md5"] = md5(archive.read_bytes())
+    return type("Table", (torchvision.datasets.CIFAR10,), sums | changes)
+
+
+def pack(archive, blobs):
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, blob in {"readme.html": b"hello", **blobs}.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(blob)
+            tar.addfile(info, io.BytesIO(blob))
+    return table(blobs, archive)
+
+
+def unpack(root, blobs):
+    (root / "cifar-10-batches-py").mkdir()
+    for name, blob in blobs.items():
+        (root / "cifar-10-batches-py" / name).write_bytes(blob)
+    return table(blobs)
+
+
+@pytest.fixture
+def blobs():
+    return {n: python2(b) for n, b in content().items()}
+
+
+def listing(root):
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*"))
+
+
+@pytest.mark.parametrize("dialect", [python2, lambda o: pickle.dumps(o, protocol=4)], ids=["python2", "python3"])
+def test_archive_and_folder_agree_with_torchvision(tmp_path, dialect):
+    blobs = {n: dialect(b) for n, b in content().items()}
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    packed, unpacked = pack(tmp_path / "a" / ARCHIVE, blobs), unpack(tmp_path / "b", blobs)
+    a, b = cifar10(tmp_path / "a", valid=20, official=packed), cifar10(tmp_path / "b", valid=20, official=unpacked)
+    for part in ("train", "valid", "test"):
+        assert torch.equal(getattr(a, part).x, getattr(b, part).x)
+        assert torch.equal(getattr(a, part).y, getattr(b, part).y)
+    theirs = unpacked(tmp_path / "b", train=False)  # torchvision's own reader
+    assert np.array_equal(a.test.x.permute(0, 2, 3, 1).numpy(), theirs.data)
+    assert a.test.y.tolist() == theirs.targets and list(a.classes) == theirs.classes
+    whole = unpacked(tmp_path / "b", train=True)
+    chw = [np.ascontiguousarray(p.transpose(2, 0, 1)).tobytes() for p in whole.data]
+    ours = zip(prints(a.train) + prints(a.valid), a.train.y.tolist() + a.valid.y.tolist(), strict=True)
+    assert sorted(ours) == sorted(zip(chw, whole.targets, strict=True))
+    assert listing(tmp_path / "a") == [ARCHIVE]  # nothing was extracted
+
+
+def test_validation_is_cut_from_train_and_the_test_set_stays(tmp_path, blobs):
+    official = unpack(tmp_path, blobs)
+    a, b = (cifar10(tmp_path, valid=v, seed=s, official=official) for v, s in ((10, 0), (25, 1)))
+    assert torch.equal(a.test.x, b.test.x) and len(b.valid) == 25 and len(a.train) + len(a.valid) == 60
+    assert sorted(prints(a.train) + prints(a.valid)) == sorted(prints(b.train) + prints(b.valid))
+    again = cifar10(tmp_path, valid=10, seed=0, official=official)
+    assert torch.equal(a.valid.x, again.valid.x) and not torch.equal(a.valid.x[:10], b.valid.x[:10])
+    for valid in (0, -1, 60, 61):
+        with pytest.raises(ValueError, match=f"valid={valid} pictures cannot be cut from 60"):
+            cifar10(tmp_path, valid=valid, official=official)
+
+
+@pytest.mark.parametrize("where", [0, 40, -1])
+def test_a_changed_byte_in_the_archive_is_found(tmp_path, blobs, where):
+    official = pack(tmp_path / ARCHIVE, blobs)
+    raw = bytearray((tmp_path / ARCHIVE).read_bytes())
+    raw[where] ^= 1
+    (tmp_path / ARCHIVE).write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"{ARCHIVE} is damaged"):
+        cifar10(tmp_path, valid=10, official=official)
+
+
+def test_a_truncated_archive_is_found(tmp_path, blobs):
+    official = pack(tmp_path / ARCHIVE, blobs)
+    (tmp_path / ARCHIVE).write_bytes((tmp_path / ARCHIVE).read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=rf"{ARCHIVE} is damaged"):
+        cifar10(tmp_path, valid=10, official=official)
+
+
+def test_the_real_table_refuses_our_archive(tmp_path, blobs):
+    pack(tmp_path / ARCHIVE, blobs)
+    with pytest.raises(ValueError, match="is damaged or not the published file"):
+        cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_file_is_checked_by_itself(tmp_path, blobs, name, packed):
+    honest = table(blobs)
+    blobs[name] = blobs[name][:-20] + b"x" + blobs[name][-19:]
+    if packed:
+        pack(tmp_path / ARCHIVE, blobs)
+        honest = type("T", (honest,), dict(tgz_md5=md5((tmp_path / ARCHIVE).read_bytes())))
+    else:
+        unpack(tmp_path, blobs)
+    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+        cifar10(tmp_path, valid=10, official=honest)
+
+
+@pytest.mark.parametrize("name", ["data_batch_5", "test_batch", "batches.meta"])
+def test_a_missing_batch_is_named(tmp_path, blobs, name):
+    official = unpack(tmp_path, blobs)
+    (tmp_path / "cifar-10-batches-py" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
+        cifar10(tmp_path, valid=10, official=official)
+
+
+class _Call:
+    def __init__(self, f, *args):
+        self.made = f, args
+
+    def __reduce__(self):
+        return self.made
+
+
+HOSTILE = {
+    "os": lambda mark: _Call(os.mkdir, str(mark)),
+    "eval": lambda mark: _Call(eval, f"__import__('os').mkdir({str(mark)!r})"),
+    "numpy": lambda mark: _Call(np.save, str(mark), 1),
+    "getattr": lambda mark: _Call(getattr, "", "join"),
+    "torch": lambda mark: _Call(torch.load, str(mark)),
+    "path": lambda mark: _Call(Path, str(mark)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("name", ["data_batch_2", "batches.meta"])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, kind, name):
+    mark, made = tmp_path / "ran", content()
+    made[name]["more"] = HOSTILE[kind](mark)
+    blobs = {n: pickle.dumps(b, protocol=4) for n, b in made.items()}
+    with pytest.raises(ValueError, match=rf"{name} was refused, and nothing in it was run: it asks for [\w.]+"):
+        cifar10(tmp_path, valid=10, official=pack(tmp_path / ARCHIVE, blobs))  # with checksums that fit
+    assert listing(tmp_path) == [ARCHIVE]
+
+
+@pytest.mark.parametrize("kind", ["os", "eval"])
+def test_the_hostile_pickles_would_have_run(tmp_path, kind):
+    pickle.loads(pickle.dumps(HOSTILE[kind](tmp_path / "ran")))
+    assert listing(tmp_path) == ["ran"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_end_in_plain_data_or_a_sentence(blob):
+    from sft_nb.data import _unpickle
+
+    try:
+        _unpickle("batch", blob)
+    except ValueError as e:
+        assert str(e).startswith("batch was refused")
+
+
+OFFLINE = [ARCHIVE, "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "put it at", 'pocket("digits_wild")']
+
+
+@pytest.mark.parametrize(("download", "error"), [(False, FileNotFoundError), (True, OSError)])
+def test_offline_the_error_says_what_to_do_and_leaves_nothing(tmp_path, download, error):
+    with pytest.raises(error) as e:
+        cifar10(tmp_path, download=download)  # the tests refuse the network
+    assert all(piece in str(e.value) for piece in [*OFFLINE, str(tmp_path / ARCHIVE)])
+    assert listing(tmp_path) == []
+
+
+def test_download_checks_then_renames(tmp_path, blobs):
+    (tmp_path / "server").mkdir()
+    far = tmp_path / "server" / ARCHIVE
+    official = pack(far, blobs)
+    official.url = far.as_uri()
+    got = cifar10(tmp_path / "data", download=True, valid=10, official=official)
+    assert len(got.test) == 12 and listing(tmp_path / "data") == [ARCHIVE]
+    far.unlink()  # what is there is not fetched again
+    assert torch.equal(cifar10(tmp_path / "data", download=True, valid=10, official=official).test.x, got.test.x)
+
+
+def test_a_wrong_download_is_thrown_away(tmp_path, blobs):
+    far = tmp_path / "page.html"
+    far.write_text("<html>not found, but politely</html>")
+    official = table(blobs, far, url=far.as_uri(), tgz_md5="0" * 32)
+    with pytest.raises(OSError, match="its MD5 differs") as e:
+        cifar10(tmp_path / "data", download=True, valid=10, official=official)
+    assert far.as_uri() in str(e.value) and listing(tmp_path / "data") == []
+
+
+def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
+    def half(url, dst, **kwargs):
+        Path(dst).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        cifar10(tmp_path, download=True)
+    assert listing(tmp_path) == []
+
+
+# Values --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (torch.zeros(4, 3, 2, 2), torch.zeros(4).long(), "uint8"),
+        (tagged(4).repeat(1, 2, 1, 1), torch.zeros(4).long(), r"\[4, 6, 2, 2\]"),
+        (tagged(4)[0], torch.zeros(3).long(), r"\[3, 2, 2\]"),
+        (tagged(4), torch.zeros(3).long(), "4 pictures need as many labels"),
+        (tagged(4), torch.zeros(4, 1).long(), "4 pictures need as many labels"),
+        (tagged(4), torch.zeros(4), "int64"),
+        (tagged(4), torch.tensor([0, -1, 0, 0]), "-1"),
+    ],
+)
+def test_images_refuse_what_cannot_be_right(x, y, said):
+    with pytest.raises(ValueError, match=said):
+        Images(x, y)
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_a_label_without_a_name_is_refused(part):
+    good, bad = numbered(6, 2), numbered(6, 3)
+    sets = dict.fromkeys(("train", "valid", "test"), good)
+    assert Split(**sets, classes=("a", "b")).classes == ("a", "b")
+    with pytest.raises(ValueError, match=f"label 2 in {part} has no name"):
+        Split(**(sets | {part: bad}), classes=("a", "b"))
+
+
+def test_an_empty_set_is_a_set_but_nothing_can_be_drawn_from_it():
+    empty = numbered(3)[:0]
+    assert len(empty) == 0
+    with pytest.raises(ValueError, match="the set is empty"):
+        Loader(empty)
+    with pytest.raises(ValueError, match="nothing to choose"):
+        few_shot(empty, 1, 0)
+
+
+# Few-shot ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(12, 200), classes=st.integers(1, 4), shots=st.integers(1, 2), seed=st.integers(0, 2**40))
+def test_few_shot_is_balanced_nested_and_repeatable(n, classes, shots, seed):
+    ds = numbered(n, classes)
+    small, large = few_shot(ds, shots, seed), few_shot(ds, shots + 1, seed)
+    assert torch.bincount(small.y).tolist() == [shots] * classes
+    assert set(number(small.x)) < set(number(large.x)) <= set(number(ds.x))  # the same seed: more shots only add
+    assert len(set(number(small.x))) == len(small)  # no example twice
+    assert all(i % classes == y for i, y in zip(number(small.x), small.y.tolist(), strict=True))  # labels stay theirs
+    assert number(few_shot(ds, shots, seed).x) == number(small.x)
+
+
+def test_few_shot_choices_differ_by_seed_and_are_fair():
+    ds, counts = numbered(30), torch.zeros(30)
+    for seed in range(600):
+        counts[number(few_shot(ds, 2, seed).x)] += 1
+    assert counts.min() >= 80 and counts.max() <= 165  # 120 expected, sd 10
+
+
+def test_few_shot_takes_any_set_with_labels():
+    feats = Features(torch.randn(20, 5), torch.arange(20) % 2)
+    assert few_shot(feats, 3, 0).x.shape == (6, 5)
+
+
+@pytest.mark.parametrize("shots", [0, -2])
+def test_few_shot_needs_a_shot(shots):
+    with pytest.raises(ValueError, match=f"{shots} shots per class"):
+        few_shot(numbered(6), shots, 0)
+
+
+def test_more_shots_than_pictures_are_refused_by_class():
+    ds = Images(tagged(7), torch.tensor([0, 0, 0, 4, 4, 0, 0]))
+    with pytest.raises(ValueError, match="3 shots per class were asked for, but class 4 has 2 examples"):
+        few_shot(ds, 3, 0)
+
+
+# Loader --------------------------------------------------------------------------------------------------------------
+
+
+def epoch(loader):
+    return [(number(xb * 255), yb.tolist()) for xb, yb in loader]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 300),
+    batch_size=st.integers(1, 320),
+    seed=st.integers(0, 2**31),
+    at=st.integers(0, 1000),
+    shuffle=st.booleans(),
+)
+def test_every_example_once_per_epoch(n, batch_size, seed, at, shuffle):
+    kwargs = dict(batch_size=batch_size, shuffle=shuffle, seed=seed, transform=lambda xb: xb.double() / 255)
+    loader, ds = Loader(numbered(n), epoch=at, **kwargs), numbered(n)
+    first, second = epoch(loader), epoch(loader)
+    flat = [i for xs, _ in first for i in xs]
+    assert sorted(flat) == list(range(n)) and len(first) == len(loader)
+    assert all(len(xs) == batch_size for xs, _ in first[:-1])
+    assert all(ys == [i % 3 for i in xs] for xs, ys in first)
+    assert shuffle or flat == list(range(n))
+    torch.manual_seed(n)  # the global generator has no say
+    assert epoch(Loader(ds, epoch=at + 1, **kwargs)) == second  # resumed: the same order
+
+
+def test_orders_differ_by_seed_and_by_epoch():
+    order = lambda seed, at: [
+        i for xs, _ in epoch(Loader(numbered(100), 32, shuffle=True, seed=seed, epoch=at)) for i in xs
+    ]
+    orders = [order(seed, at) for seed in range(4) for at in range(4)]
+    assert len({tuple(o) for o in orders}) == 16
+
+
+def test_a_loader_looked_into_twice_moves_on_by_one_epoch_each():
+    loader = Loader(numbered(50), 8, shuffle=True, seed=3)
+    next(iter(loader))  # left in the middle
+    assert epoch(loader) == epoch(Loader(numbered(50), 8, shuffle=True, seed=3, epoch=1))
+
+
+def test_augmentation_is_repeatable_and_new_in_each_epoch():
+    make = lambda seed: Loader(pocket("digits").valid, 64, augment=jitter(3), seed=seed)
+    epochs = lambda loader: [torch.cat([xb for xb, _ in loader]) for _ in range(2)]
+    (a0, a1), (b0, b1), (c0, _) = epochs(make(0)), epochs(make(0)), epochs(make(1))
+    assert torch.equal(a0, b0) and torch.equal(a1, b1)
+    assert not torch.equal(a0, a1) and not torch.equal(a0, c0)
+
+
+def test_features_pass_through_unchanged():
+    feats = Features(torch.randn(10, 4), torch.arange(10) % 2)
+    assert torch.equal(torch.cat([xb for xb, _ in Loader(feats, 3)]), feats.x)
+    plain = SimpleNamespace(x=feats.x, y=feats.y)  # anything with x and y
+    assert sum(len(yb) for _, yb in Loader(plain, 3)) == 10
+
+
+def test_to_float_is_totensor():
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    theirs = torchvision.transforms.ToTensor()(x[0].permute(1, 2, 0).numpy())
+    assert torch.equal(to_float(x)[0], theirs) and x.dtype == torch.uint8
+
+
+def test_loader_refuses_what_cannot_be_a_batch():
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        Loader(numbered(5), 0)
+    with pytest.raises(ValueError, match="4 inputs need as many labels; got 5"):
+        Loader(SimpleNamespace(x=torch.zeros(4, 2), y=torch.zeros(5).long()))
+    with pytest.raises(ValueError, match=r"made \[3, 2, 2\] of 4 pictures"):
+        next(iter(Loader(numbered(5), 4, transform=lambda xb: xb[0])))
+
+
+# jitter --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 3, 9])
+def test_jitter_is_a_crop_of_the_framed_picture(pixels):
+    xb = torch.randint(0, 256, (6, 3, 7, 5), dtype=torch.uint8)
+    out = jitter(pixels)(xb, torch.Generator().manual_seed(1))
+    dys, dxs = torch.randint(0, 2 * pixels + 1, (2, 6, 1), generator=torch.Generator().manual_seed(1))[:, :, 0].tolist()
+    assert out.dtype == torch.uint8 and out.shape == xb.shape
+    for i, (dy, dx) in enumerate(zip(dys, dxs, strict=True)):
+        for r in range(7):
+            for c in range(5):
+                y, x = r + dy - pixels, c + dx - pixels
+                pixel = xb[i, :, y, x] if 0 <= y < 7 and 0 <= x < 5 else torch.zeros(3, dtype=torch.uint8)
+                assert torch.equal(out[i, :, r, c], pixel)
+
+
+def test_jitter_reaches_every_shift_equally_often():
+    dot = torch.zeros(4500, 3, 5, 5, dtype=torch.uint8)
+    dot[:, :, 2, 2] = 1
+    where = jitter(1)(dot, torch.Generator().manual_seed(0))[:, 0].float().mean(0) * 9
+    assert where[1:4, 1:4].min() > 0.85 and where[1:4, 1:4].max() < 1.15 and where[0].sum() == 0
+
+
+def test_jitter_refuses_features_and_negative_shifts():
+    with pytest.raises(ValueError, match=r"\[8, 16\]"):
+        jitter(1)(torch.zeros(8, 16), torch.Generator())
+    with pytest.raises(ValueError, match="-1"):
+        jitter(-1)
+
+
+# The pocket world ----------------------------------------------------------------------------------------------------
+
+HASHES = """
+import hashlib, os, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from sft_nb.data import TASKS, pocket
+from sft_nb.world import source
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+sets = [(p.x, p.y) for s in map(pocket, TASKS) for p in (s.train, s.valid, s.test)]
+x, y = source(1000, 0)
+for x, y in [*sets, *((x, y[k]) for k in y)]:
+    print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_same_pictures_on_one_thread_and_on_two():
+    run = lambda threads: subprocess.run(
+        [sys.executable, "-c", HASHES],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE"),
+    ).stdout.split()
+    one, two = run(1), run(2)
+    assert one == two and len(set(one)) == 3 * (len(TASKS) + 1)  # 3 sets of each task, 3 label sets of the source
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pocket_sets_are_apart_and_of_the_stated_size(task):
+    s = pocket(task)
+    parts = [set(prints(p)) for p in (s.train, s.valid, s.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == len(s.train) + len(s.valid) + len(s.test)
+    assert (len(s.valid), len(s.test), len(s.classes)) == (200, 800, 10)
+    assert all(torch.bincount(p.y, minlength=10).min() >= 8 for p in (s.train, s.valid, s.test))
+    assert s.train.x.shape[1:] == (3, 32, 32)
+
+
+def test_digits_are_the_real_ones():
+    from sklearn.datasets import load_digits
+
+    s, real = pocket("digits"), load_digits()
+    at = shuffled(1797, 0)[:800]
+    assert s.test.y.tolist() == real.target[at].tolist()
+    ours = s.test.x[:, 0].reshape(800, 8, 4, 8, 4).float().mean((2, 4)).flatten(1)  # back to 8 x 8
+    theirs = torch.tensor(real.images[at] / 16 * 255).flatten(1).float()
+    nearest = torch.cdist(ours, theirs).argmin(1)
+    assert (nearest == torch.arange(800)).float().mean() > 0.98
+
+
+def test_pocket_source_parts_differ_and_names_fit():
+    s = pocket_source("texture", n=64)
+    assert len({len(s.train), len(s.valid), len(s.test)} & {64, 1000, 2000}) == 3
+    assert not set(prints(s.train)) & set(prints(s.test)) and len(s.classes) == 8
+    with pytest.raises(ValueError, match="at least one picture; got n=0"):
+        pocket_source(n=0)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown task 'gratings'; did you mean 'grating'"):
+        pocket("gratings")
+    with pytest.raises(ValueError, match="unknown label set 'colour'"):
+        pocket_source("colour")
+
+
+# Own pictures --------------------------------------------------------------------------------------------------------
+
+
+def picture(seed, w=8, h=8, mode="RGB"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def album(root, counts, **kwargs):
+    for c, (name, n) in enumerate(counts.items()):
+        (root / name).mkdir()
+        for i in range(n):
+            picture(1000 * c + i, **kwargs).save(root / name / f"{i:03d}.png")
+    return root
+
+
+def test_png_files_come_back_exactly(tmp_path):
+    s = image_folder(album(tmp_path, dict(b=6, a=5)), size=8)
+    assert s.classes == ("a", "b")
+    for part in (s.train, s.valid, s.test):
+        for p, y in zip(part.x, part.y.tolist(), strict=True):
+            files = (tmp_path / s.classes[y]).iterdir()
+            assert any(np.array_equal(np.asarray(Image.open(f)), p.permute(1, 2, 0).numpy()) for f in files)
+    assert len(set(prints(s.train) + prints(s.valid) + prints(s.test))) == 11  # each picture in one part
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(3, 40), min_size=2, max_size=4), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3)
+)
+def test_every_class_stands_in_each_part(sizes, valid, test):
+    from sft_nb.data import _stratified
+
+    y = torch.tensor([c for c, n in enumerate(sizes) for _ in range(n)])
+    ds, names = Images(numbered(len(y)).x, y), [str(c) for c in range(len(sizes))]
+    s, other = _stratified(ds, names, valid, test, 0), _stratified(ds, names, 0.01, test, 0)
+    counts = [torch.bincount(p.y, minlength=len(sizes)) for p in (s.train, s.valid, s.test)]
+    assert sum(counts).tolist() == sizes and all(c.min() >= 1 for c in counts)
+    assert all(abs(t - test * n) <= 1 for t, n in zip(counts[2].tolist(), sizes, strict=True))
+    assert len(set(number(s.train.x) + number(s.valid.x) + number(s.test.x))) == len(y)
+    assert number(s.test.x) == number(other.test.x)  # cut first: `valid` cannot move it
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path):
+    album(tmp_path, dict(a=10, b=10))
+    s, again, other = (image_folder(tmp_path, size=8, seed=seed) for seed in (0, 0, 1))
+    assert prints(s.test) == prints(again.test) != prints(other.test)
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    album(tmp_path, dict(a=4, b=4))
+    for extra in (".DS_Store", "a/.DS_Store", "a/Thumbs.db", "b/desktop.ini"):
+        (tmp_path / extra).write_bytes(b"no picture")
+    for hidden in (".git", "a/.ipynb_checkpoints"):
+        (tmp_path / hidden).mkdir()
+        picture(7).save(tmp_path / hidden / "x.png")
+    s = image_folder(tmp_path, size=8)
+    assert s.classes == ("a", "b") and len(s.train) + len(s.valid) + len(s.test) == 8
+
+
+def gradient(w, h):
+    x, y = np.meshgrid(np.linspace(0, 1, w), np.linspace(0, 1, h))
+    return Image.fromarray((np.stack([x, y, x * y], 2) * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("w", "h"), [(60, 40), (40, 60), (20, 30), (64, 64), (301, 77)])
+def test_scaled_and_cropped_as_torchvision_does(tmp_path, w, h):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            gradient(w, h).save(tmp_path / name / f"{i}.png")
+    ours = image_folder(tmp_path, size=32).train.x[0].float()
+    tf = torchvision.transforms
+    theirs = tf.Compose([tf.Resize(32), tf.CenterCrop(32), tf.PILToTensor()])(gradient(w, h)).float()
+    assert ours.shape == (3, 32, 32) and (ours - theirs).abs().max() <= 6 and (ours - theirs).abs().mean() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_respected(tmp_path, orientation):
+    "The eight orientations of the EXIF standard, as turns of an array."
+    turns = [
+        lambda a: a,
+        lambda a: a[:, ::-1],
+        lambda a: a[::-1, ::-1],
+        lambda a: a[::-1],
+        lambda a: a.transpose(1, 0, 2),
+        lambda a: a.transpose(1, 0, 2)[:, ::-1],
+        lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        lambda a: a.transpose(1, 0, 2)[::-1],
+    ]
+    upright = np.asarray(picture(3))
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    stored = Image.fromarray(np.ascontiguousarray(turns[inverse - 1](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    album(tmp_path, dict(a=3, b=3))
+    for i in range(3):
+        stored.save(tmp_path / "a" / f"{i:03d}.png", exif=exif)
+    s = image_folder(tmp_path, size=8)
+    assert np.array_equal(s.train.x[s.train.y == 0][0].permute(1, 2, 0).numpy(), upright)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    album(tmp_path, dict(a=3, b=3))
+    odd = picture(5, mode=mode)
+    for i in range(3):
+        odd.save(tmp_path / "a" / f"{i:03d}.png")
+    s = image_folder(tmp_path, size=8)
+    expected = np.asarray(Image.open(tmp_path / "a" / "000.png").convert("RGB"))
+    assert np.array_equal(s.train.x[s.train.y == 0][0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_jpeg_and_cmyk_are_read(tmp_path):
+    album(tmp_path, dict(a=3, b=3))
+    gradient(40, 30).convert("CMYK").save(tmp_path / "a" / "photo.jpg")
+    assert len(image_folder(tmp_path, size=8).train) == 3
+
+
+def unreadable(root, kind):
+    path = root / "a" / "zz.png"
+    if kind == "text":
+        path.write_text("I am a poem")
+    if kind == "empty":
+        path.write_bytes(b"")
+    if kind == "truncated":
+        picture(0, 64, 64).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    if kind == "16-bit":
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "16-bit"])
+def test_an_unreadable_picture_is_named_and_skipped_only_if_asked(tmp_path, kind):
+    path = unreadable(album(tmp_path, dict(a=4, b=4)), kind)
+    with pytest.raises(ValueError, match=r"zz.png cannot be read as a picture .*skip_unreadable=True") as e:
+        image_folder(tmp_path, size=8)
+    assert str(path) in str(e.value)
+    with pytest.warns(UserWarning, match=r"1 unreadable pictures were left out: .*zz.png") as told:
+        s = image_folder(tmp_path, size=8, skip_unreadable=True)
+    assert len(s.train) + len(s.valid) + len(s.test) == 8
+    assert told[0].filename == __file__  # the warning points at the caller
+
+
+@pytest.mark.parametrize("limit", [40, 70])  # 64 pixels: a third over the limit warns in PIL, twice over raises
+def test_image_bombs_are_refused(tmp_path, monkeypatch, limit):
+    album(tmp_path, dict(a=3, b=3), w=6, h=6)
+    picture(0, w=9, h=9).save(tmp_path / "a" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=r"bomb.png cannot be read as a picture .*decompression bomb"):
+        image_folder(tmp_path, size=6)
+
+
+def test_a_clean_folder_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image_folder(album(tmp_path, dict(a=3, b=3)), size=8, skip_unreadable=True)
+
+
+def test_folders_that_are_no_task(tmp_path):
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
+        image_folder(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file is not a folder"):
+        image_folder(tmp_path / "file")
+    with pytest.raises(ValueError, match="holds 0 sub-folders"):
+        image_folder(tmp_path)
+    album(tmp_path, dict(a=5))
+    with pytest.raises(ValueError, match="holds 1 sub-folders; a task needs two or more"):
+        image_folder(tmp_path)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="class 'b' has 0 pictures: too few"):
+        image_folder(tmp_path, size=8)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_class_with_too_few_pictures_is_named(tmp_path, n):
+    with pytest.raises(ValueError, match=f"class 'rare' has {n} pictures: too few"):
+        image_folder(album(tmp_path, dict(common=9, rare=n)), size=8)
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(size=0), dict(valid=0), dict(test=1.0), dict(valid=0.5, test=0.5), dict(test=-0.1)]
+)
+def test_impossible_sizes_and_shares_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="shares are parts of 1"):
+        image_folder(album(tmp_path, dict(a=5, b=5)), **bad)
+
+
+# By name -------------------------------------------------------------------------------------------------------------
+
+
+def test_load_split_finds_tasks_folders_and_cifar(tmp_path):
+    assert all(load_split(t) is pocket(t) for t in TASKS)
+    assert load_split(str(album(tmp_path, dict(cat=3, dog=3)))).classes == ("cat", "dog")
+    with pytest.raises(FileNotFoundError, match=ARCHIVE):
+        load_split("cifar10", root=tmp_path)
+    for _, name in SIZES.values():
+        assert name in (*TASKS, "cifar10")
+
+
+@pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("CIFAR10", "cifar10"), ("no/such/folder", "")])
+def test_load_split_answers_an_unknown_name(name, near):
+    with pytest.raises(ValueError, match=f"unknown task or folder of pictures '{name}'; did you mean .*{near}"):
+        load_split(name)
