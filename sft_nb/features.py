@@ -59,7 +59,7 @@ def relative_error(
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
-# %% ../nbs/06_features.ipynb #034d2e1f
+# %% ../nbs/06_features.ipynb #e42cfd30
 def _plain(backbone):
     net = copy.deepcopy(backbone).eval()
     return lambda xb: _rows(net(xb))
@@ -82,7 +82,7 @@ def _candidates(backbone, dtype, small):
 def _dense(z):
     return z.to_dense() if z.is_mkldnn else z
 
-
+# %% ../nbs/06_features.ipynb #060a3abc
 def _fast(backbone, xb, dtype, most):
     "The first candidate that runs and whose features of `xb` are within `most` of the plain ones."
     plain = _plain(backbone)
@@ -102,7 +102,7 @@ def _fast(backbone, xb, dtype, most):
         )
     return plain
 
-# %% ../nbs/06_features.ipynb #e1afa0e9
+# %% ../nbs/06_features.ipynb #1503b6b9
 EXACT, CLOSE = 1e-4, 0.03  # relative errors: of a reordered float32 sum; of a useful half-precision feature
 
 
@@ -122,7 +122,7 @@ def _layer(backbone, layer):
 
     return phi
 
-
+# %% ../nbs/06_features.ipynb #fe381045
 @torch.inference_mode()
 def extract(
     backbone: nn.Module,  # phi; left as it is, whatever its mode
@@ -140,7 +140,7 @@ def extract(
         raise ValueError("there is nothing to extract: the loader gave no batch")
     return Features(torch.cat([x for x, _ in out]).clone(), torch.cat([y for _, y in out]).clone())
 
-# %% ../nbs/06_features.ipynb #f0eb8faa
+# %% ../nbs/06_features.ipynb #1538505f
 def describe(
     transform: Callable,  # From stored pictures to the backbone's input
 ) -> str:
@@ -161,7 +161,7 @@ def describe(
         )
     return text
 
-
+# %% ../nbs/06_features.ipynb #752eb225
 def cache_key(
     backbone: nn.Module,
     dl: Loader,
@@ -215,7 +215,7 @@ class Cache:
     def __repr__(self):
         return f"{self.folder}: {len(self.files())} files, {self.size() / 1e6:.1f} MB"
 
-# %% ../nbs/06_features.ipynb #b52f7683
+# %% ../nbs/06_features.ipynb #750fc580
 def _read(path):
     "Features from a file, or None where there is none; a damaged one is deleted, and said so."
     try:
@@ -242,7 +242,7 @@ def _shards(backbone, dl, dtype, layer, views, rows, stem) -> Iterator[Path]:
                 save(path, dict(x=f.x.cpu(), y=f.y.cpu()))
             yield path
 
-
+# %% ../nbs/06_features.ipynb #65c5f5b6
 def cached(
     backbone: nn.Module,
     dl: Loader,  # Its set is taken in order, whatever its shuffle

@@ -110,10 +110,12 @@ def follow_grad(
         m.training = mode and m not in still
     return module
 
-# %% ../nbs/04_freezing.ipynb #68c99313
+# %% ../nbs/04_freezing.ipynb #a97de033
 def _set_grad(module, patterns, value):
     params = _parameters(module)
     for pattern in patterns:  # all of them, before anything changes
+        if not params:
+            raise ValueError(f"{type(module).__name__} has no parameters, so {pattern!r} matches none")
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is a string, got {pattern!r}: give several as freeze(net, *patterns)")
         if not any(fnmatchcase(n, pattern) for n in params):

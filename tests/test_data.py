@@ -478,14 +478,16 @@ def test_jitter_refuses_features_and_negative_shifts():
 # The pocket world ----------------------------------------------------------------------------------------------------
 
 HASHES = """
-import hashlib, os, sys, warnings
+import hashlib, os, warnings
 warnings.simplefilter("ignore")
 import torch
-from sft_nb.data import TASKS, pocket
-from sft_nb.world import source
+from sft_nb import world
+from sft_nb.data import pocket
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-sets = [(p.x, p.y) for s in map(pocket, TASKS) for p in (s.train, s.valid, s.test)]
-x, y = source(1000, 0)
+splits = [pocket("digits_wild"), pocket("digits")]
+sets = [(p.x, p.y) for s in splits for p in (s.train, s.valid, s.test)]
+sets += [draw(400, 0) for draw in (world.near, world.hue, world.grating)]
+x, y = world.source(400, 0)
 for x, y in [*sets, *((x, y[k]) for k in y)]:
     print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
 """
@@ -501,7 +503,7 @@ def test_the_same_pictures_on_one_thread_and_on_two():
         env=os.environ | dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE"),
     ).stdout.split()
     one, two = run(1), run(2)
-    assert one == two and len(set(one)) == 3 * (len(TASKS) + 1)  # 3 sets of each task, 3 label sets of the source
+    assert one == two and len(set(one)) == 12
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -588,6 +590,15 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
     album(tmp_path, dict(a=10, b=10))
     s, again, other = (image_folder(tmp_path, size=8, seed=seed) for seed in (0, 0, 1))
     assert prints(s.test) == prints(again.test) != prints(other.test)
+
+
+def test_classes_are_numbered_by_name(tmp_path):
+    names = "quince apple pear fig banana melon".split()
+    album(tmp_path, dict.fromkeys(names, 3))
+    s = image_folder(tmp_path, size=8)
+    assert s.classes == tuple(sorted(names))
+    fig = {np.asarray(Image.open(f)).transpose(2, 0, 1).tobytes() for f in (tmp_path / "fig").iterdir()}
+    assert all((p in fig) == (y == s.classes.index("fig")) for p, y in zip(prints(s.train), s.train.y, strict=True))
 
 
 def test_hidden_files_are_left_out(tmp_path):
