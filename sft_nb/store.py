@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['StoreError', 'replacing', 'Rows', 'save', 'load', 'digest']
 
-# %% ../nbs/25_store.ipynb #220d5f32
+# %% ../nbs/25_store.ipynb #a25a69d7
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# %% ../nbs/25_store.ipynb #e1a2098f
+# %% ../nbs/25_store.ipynb #74b3f430
 class StoreError(OSError):
     "A file that could not be written, or that is not what was written."
 
@@ -41,13 +41,18 @@ def replacing(
         os.replace(part, path)
         _sync_folder(path.parent)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        _forget(part)
         raise StoreError(
             f"{path} could not be written ({e.strerror or e}): free some space or choose another folder"
         ) from e
     except BaseException:
-        part.unlink(missing_ok=True)
+        _forget(part)
         raise
+
+
+def _forget(part):
+    with suppress(OSError):  # its folder may not even exist
+        part.unlink()
 
 
 def _sync_folder(folder):
@@ -113,7 +118,7 @@ def save(
         f.write(h.hexdigest().encode())
     return Path(path)
 
-# %% ../nbs/25_store.ipynb #57c17433
+# %% ../nbs/25_store.ipynb #a8e030ff
 def _verify(path):
     "The header's metadata, once the file's SHA-256 is the one that it carries."
     with open(path, "rb") as f:
@@ -139,7 +144,7 @@ def load(
         _verify(path)
         with safe_open(path, "pt") as f:
             meta = {k: v for k, v in f.metadata().items() if k != "sha256"}
-            return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118
+            return {name: f.get_tensor(name) for name in f.keys()}, meta
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:

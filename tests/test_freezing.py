@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torchvision.models import VisionTransformer, get_model
+from torchvision.models import DenseNet, VisionTransformer, get_model
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.ops import FrozenBatchNorm2d
 
+from sft_nb.data import Loader, few_shot, pocket, pocket_source
 from sft_nb.freezing import follow_grad, freeze, moved, trainable, unchanged, unfreeze
 from sft_nb.models import PocketResNet, TransferModel, find_head, source_network
 
@@ -23,19 +24,13 @@ NETWORKS = {
     "resnet18": lambda: get_model("resnet18", weights=None),
     "mobilenet_v3_small": lambda: get_model("mobilenet_v3_small", weights=None),
     "efficientnet_b0": lambda: get_model("efficientnet_b0", weights=None),
-    "densenet": lambda: torchvision_densenet(),
+    "densenet": lambda: DenseNet(8, (2, 2), 16, drop_rate=0.5),  # functional dropout: it reads its layer's mode
     "convnext": lambda: ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)], stochastic_depth_prob=0.5),
     "vit": lambda: VisionTransformer(32, 8, 2, 2, 32, 64, dropout=0.2, attention_dropout=0.2),
 }
 NORMED = {"pocket", "resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet"}  # they hold BatchNorm
 NOISY = {"mobilenet_v3_small", "efficientnet_b0", "densenet", "convnext", "vit"}  # Dropout or stochastic depth
 each_network = pytest.mark.parametrize("name", NETWORKS)
-
-
-def torchvision_densenet():
-    from torchvision.models import DenseNet
-
-    return DenseNet(8, (2, 2), 16, drop_rate=0.5)  # functional dropout: it reads `training` of the layer it stands in
 
 
 def apart(name):
@@ -137,7 +132,7 @@ def test_frozen_survives_what_wraps_the_model():
 def test_the_guard_sees_what_passes_the_model_by():
     backbone, head = apart("pocket")
     model = TransferModel(freeze(backbone), head)
-    with pytest.raises(AssertionError, match="'bn1.running_mean' moved"), unchanged(backbone):
+    with pytest.raises(AssertionError, match=r"'bn1\.running_mean' moved"), unchanged(backbone):
         backbone.train()
         model(torch.randn(4, 3, 32, 32))
     with unchanged(backbone):  # the model's own train() mends the mode
@@ -222,7 +217,9 @@ def test_what_a_frozen_block_shares_is_still(frozen_first, shared):
     assert (root.training, frozen.training, learning.training, s.training) == (True, False, True, False)
 
 
-@pytest.mark.parametrize("make", [nn.Dropout, lambda: nn.BatchNorm1d(1, affine=False), lambda: nn.Sequential(nn.ReLU())])
+@pytest.mark.parametrize(
+    "make", [nn.Dropout, lambda: nn.BatchNorm1d(1, affine=False), lambda: nn.Sequential(nn.ReLU())]
+)
 def test_nothing_learns_in_what_has_no_parameters(make):
     m = make()
     assert freeze(m) is m and not any(c.training for c in m.modules())
@@ -308,7 +305,7 @@ def test_moved_is_numpys_opinion(a, b):
     far = moved({"w": torch.from_numpy(a.copy())}, {"w": torch.from_numpy(b.copy())})
     assert ("w" not in far) == (a.shape == b.shape and a.tobytes() == b.tobytes())
     if far:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
+        with np.errstate(all="ignore"):
             gap = np.sqrt(((b.astype("float64") - a) ** 2).sum()) if a.shape == b.shape else math.inf
         assert far["w"] == pytest.approx(gap, rel=1e-9, nan_ok=True)
 
@@ -393,8 +390,8 @@ def test_unchanged_is_silent_where_nothing_moves():
         m.kept.fill_(math.nan)
         m.layer.weight[0, 0] = math.inf
     with unchanged(m) as same:
-        m(torch.zeros(1, 2)) if False else m.layer(torch.zeros(1, 2))
-        m.train(False), m.requires_grad_(False)
+        m.layer(torch.zeros(1, 2))
+        m.eval().requires_grad_(False)
         with unchanged(m.layer):
             pass
     assert same is m
@@ -453,8 +450,6 @@ def test_without_notes_the_guard_warns():
 
 def test_the_usual_program_moves_all_statistics_and_costs_the_source():
     "Requires_grad alone on real weights: 0 parameters, 36 of 36 buffers; the source head loses accuracy, frozen not."
-    from sft_nb.data import Loader, few_shot, pocket, pocket_source
-
     source = pocket_source("shape", n=1).test
     task, (net, normal) = few_shot(pocket("digits_wild").train, 25, 0), source_network("pocket")
     head, net.fc = net.fc, nn.Identity()

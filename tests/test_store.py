@@ -1,0 +1,158 @@
+"Files that are whole or absent, and never believed without all of their bytes."
+
+import os
+import signal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from sft_nb import store
+from sft_nb.store import Rows, StoreError, digest, load, save
+
+TENSORS = dict(
+    x=torch.randn(7, 3), y=torch.arange(7), half=torch.randn(2, 2).bfloat16(), flag=torch.tensor(True), empty=torch.zeros(0, 4)
+)  # fmt: skip
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_round_trip_and_the_library_reads_it_too(tmp_path):
+    path = save(tmp_path / "deep" / "a.safetensors", TENSORS, dict(made="here"))
+    tensors, meta = load(path)
+    assert same(tensors, TENSORS) and meta == dict(made="here")
+    assert same(load_file(path), TENSORS)
+
+
+def test_rows_are_the_same_file_as_the_whole(tmp_path):
+    x = torch.randn(10, 4)
+    a = save(tmp_path / "a", dict(x=x))
+    b = save(tmp_path / "b", dict(x=Rows((x[i : i + 3] for i in range(0, 10, 3)), (10, 4), x.dtype)))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_pieces_that_do_not_add_up_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="do not add up"):
+        save(tmp_path / "a", dict(x=Rows([torch.zeros(2, 4)], (10, 4), torch.float32)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_single_bit_flip_and_every_truncation_is_named(tmp_path):
+    blob = save(tmp_path / "a", TENSORS, dict(k="v")).read_bytes()
+    bad = tmp_path / "bad"
+    for i in range(len(blob)):
+        bad.write_bytes(blob[:i] + bytes([blob[i] ^ (1 << i % 8)]) + blob[i + 1 :])
+        with pytest.raises(StoreError, match="damaged"):
+            load(bad)
+        bad.write_bytes(blob[:i])
+        with pytest.raises(StoreError, match="damaged"):
+            load(bad)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_bytes_are_believed(tmp_path_factory, blob):
+    path = tmp_path_factory.mktemp("store") / "a"
+    path.write_bytes(blob)
+    with pytest.raises(StoreError, match="damaged"):
+        load(path)
+
+
+def test_a_missing_file_is_missing_not_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none")
+
+
+def dying(monkeypatch_point, k, path):
+    "In a child: save over `path` and be killed at the k-th call of write, fsync or replace."
+    pid = os.fork()
+    if pid == 0:
+        left = [k]
+
+        def tick():
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def wrap(f):
+            return lambda *a, **kw: (tick(), f(*a, **kw))[1]
+
+        class File:
+            def __init__(self, f):
+                self.f, self.write = f, wrap(f.write)
+
+            def __getattr__(self, name):
+                return getattr(self.f, name)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *a):
+                self.f.close()
+
+        store.open = lambda *a, **kw: File(open(*a, **kw))
+        os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
+        save(path, monkeypatch_point)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+@forks
+@pytest.mark.parametrize("existing", [True, False])
+def test_killed_at_any_write_the_old_file_or_the_new_one_stands(tmp_path, existing):
+    new, old, path = dict(x=torch.ones(50, 3), y=torch.ones(4)), dict(x=torch.zeros(5, 3)), tmp_path / "a"
+    killed = 0
+    for k in range(30):
+        path.unlink(missing_ok=True)
+        if existing:
+            save(path, old)
+        if not dying(new, k, path):
+            break
+        killed += 1
+        if path.exists():
+            tensors, _ = load(path)
+            assert same(tensors, old) or same(tensors, new)
+            assert existing or same(tensors, new)
+        else:
+            assert not existing
+    assert killed >= 5 and same(load(path)[0], new)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save(tmp_path / "a", TENSORS)
+    before = path.read_bytes()
+    monkeypatch.setattr(
+        store, "open", lambda p, mode: (open(p, mode).close(), open("/dev/full", "wb", buffering=0))[1], raising=False
+    )
+    with pytest.raises(StoreError, match="could not be written .No space left"):
+        save(path, dict(x=torch.ones(1000)))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="could not be written"):
+        save(tmp_path / "file" / "a", TENSORS)
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="could not be written"):
+        save(tmp_path / "a", TENSORS)
+
+
+def test_digest_sees_every_change():
+    t = dict(a=torch.zeros(4), b=torch.ones(2))
+    others = [
+        dict(a=torch.zeros(4), b=torch.ones(2).half()), dict(a=torch.zeros(2, 2), b=torch.ones(2)),
+        dict(a=torch.zeros(4), c=torch.ones(2)), dict(a=torch.tensor([0, 0, 0, -0.0]), b=torch.ones(2)),
+    ]  # fmt: skip
+    assert len({digest(t), *map(digest, others)}) == 5
+    assert digest(dict(b=t["b"], a=t["a"])) == digest(t)
