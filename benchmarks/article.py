@@ -86,7 +86,10 @@ def ours(train, test, device, dtype):
 
 if __name__ == "__main__":
     args = arguments(__doc__, px=32, train=0, epochs=10)
-    n = args.train or {(False, False): 1280, (True, False): 96, (False, True): 320, (True, True): 64}[args.px > 64, args.quick]
+    n = (
+        args.train
+        or {(False, False): 1280, (True, False): 96, (False, True): 320, (True, True): 64}[args.px > 64, args.quick]
+    )
     train, test = pictures(n, args.px, 1), pictures(max(32, n // 5), args.px, 2)
     config = dict(px=args.px, train=n, test=len(test), epochs=args.epochs, device=args.device, quick=args.quick)
     subjects = {
@@ -97,6 +100,10 @@ if __name__ == "__main__":
     for f in list(subjects.values())[1:]:
         f()  # warm up: the one-time choice of kernels is not what is measured
     record = paired("article", config, subjects, 1 if args.quick else args.repeats, args.device)
-    show(record, "article", dict(accuracy=lambda r: f"{r['accuracy']:.3f}", gap=lambda r: f"{r['gap']:.1e}" if "gap" in r else ""))
+    show(
+        record,
+        "article",
+        dict(accuracy=lambda r: f"{r['accuracy']:.3f}", gap=lambda r: f"{r['gap']:.1e}" if "gap" in r else ""),
+    )
     for s in list(subjects)[1:]:
         print(f"{s}: {middle(ratios(record, 'article', s), 1)} times less CPU than the article's program")

@@ -50,7 +50,9 @@ def processor() -> str:
 def revision() -> str:
     "The commit, with a + where the tree differs from it."
     git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "sft_nb", "benchmarks") else "")
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "--", "sft_nb", "benchmarks") else ""
+    )
 
 
 def machine(device: str) -> dict:
@@ -70,13 +72,25 @@ def timed(f: Callable[[], dict], device: str) -> dict:
     return dict(out, cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall)
 
 
-def paired(name: str, config: dict, subjects: dict[str, Callable[[], dict]], repeats: int, device: str) -> dict:
+def paired(
+    name: str,
+    config: dict,
+    subjects: dict[str, Callable[[], dict]],  # Each returns its own figures
+    repeats: int,
+    device: str,
+    judge: Callable[[str, int], dict] | None = None,  # (subject, repeat) -> more figures, outside the timing
+) -> dict:
     "Run every subject `repeats` times in turn; append all of it to results/NAME.jsonl and return it."
     runs = {s: [] for s in subjects}
     for r in range(repeats):
         for s, f in subjects.items():
             runs[s].append(timed(f, device))
-            print(f"  {r + 1}/{repeats} {s}: {runs[s][-1]['cpu_s']:.2f} s CPU, {runs[s][-1]['wall_s']:.2f} s wall", flush=True)
+            if judge is not None:
+                runs[s][-1] |= judge(s, r)
+            print(
+                f"  {r + 1}/{repeats} {s}: {runs[s][-1]['cpu_s']:.2f} s CPU, {runs[s][-1]['wall_s']:.2f} s wall",
+                flush=True,
+            )
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record = dict(benchmark=name, when=when, config=config, machine=machine(device), runs=runs)
     RESULTS.mkdir(exist_ok=True)
@@ -104,5 +118,9 @@ def show(record: dict, base: str, columns: dict[str, Callable[[dict], object]]) 
     print(f"\n{record['benchmark']}: {json.dumps(record['config'])}")
     print("\t".join(["", "CPU s", "wall s", f"{base} / this (CPU)", *columns]))
     for s, runs in record["runs"].items():
-        cells = [middle([r["cpu_s"] for r in runs]), middle([r["wall_s"] for r in runs]), middle(ratios(record, base, s), 1)]
+        cells = [
+            middle([r["cpu_s"] for r in runs]),
+            middle([r["wall_s"] for r in runs]),
+            middle(ratios(record, base, s), 1),
+        ]
         print("\t".join([s, *cells, *(str(f(runs[-1])) for f in columns.values())]))

@@ -1,7 +1,8 @@
-"""Feature problems for the head solvers: synthetic, but conditioned like a backbone's features.
+"""Feature problems for the head solvers: what a frozen backbone hands to its head, made up but not made easy.
 
-Each is made of ten overlapping classes in a latent space that go through random ReLU features, so that the values are
-non-negative, correlated and of a spectrum that decays over several decades.
+Each class is a few clusters in a latent space whose variances decay; clusters overlap. Two random layers with ReLU give
+features like those of a network's last layer: not negative, about half of them zero, means larger than deviations, a
+spectrum that falls over several decades, scales that differ, a few that never vary.
 """
 
 import torch
@@ -9,31 +10,48 @@ import torch
 from sft_nb.features import Features
 
 
-def relu_features(n: int, d: int, classes: int, decay: float, spread: float, seed: int = 0) -> Features:
-    """Non-negative features [n, d] of `classes` Gaussian classes.
+def problem(spec: dict) -> Features:
+    "Features of a problem, by its numbers; deterministic."
+    return relu_features(**spec)
 
-    decay: the power by which the latent spectrum falls; larger is worse conditioned. spread: standard deviation within
-    a class, in units of the distance of the class centres; larger means more overlap.
-    """
+
+def relu_features(
+    n: int,
+    d: int,
+    c: int,
+    separation: float = 1.6,  # of the class centres, in units of the spread within a class; smaller overlaps more
+    noise: float = 0.02,  # added before the last ReLU: the floor of the spectrum
+    seed: int = 0,
+    latent: int = 128,
+    clusters: int = 2,
+    dead: int = 3,
+    chunk: int = 10_000,
+) -> Features:
     g = torch.Generator().manual_seed(seed)
-    latent = min(256, d)
-    scale = torch.arange(1, latent + 1).float() ** -decay
-    centres = torch.randn(classes, latent, generator=g) * scale
-    y = torch.randint(0, classes, (n,), generator=g)
-    mix = torch.randn(latent, d, generator=g) / latent**0.5
-    bias = 0.3 * torch.randn(d, generator=g) * scale.norm() / latent**0.5
+    randn = lambda *shape: torch.randn(*shape, generator=g)
+    sd = torch.arange(1, latent + 1).float() ** -0.5
+    centres = randn(c, clusters, latent) * sd * separation
+    first, first_bias = randn(latent, 2 * latent) / sd.norm(), randn(2 * latent) * 0.3
+    second, second_bias = randn(2 * latent, d) / latent**0.5, randn(d) * 0.3
+    scale = torch.exp(0.5 * randn(d))
+    scale[torch.randperm(d, generator=g)[:dead]] = 0
+    y = torch.randint(0, c, (n,), generator=g)
+    k = torch.randint(0, clusters, (n,), generator=g)
     x = torch.empty(n, d)
-    for i in range(0, n, 4096):
-        z = centres[y[i : i + 4096]]
-        z = z + spread * scale * torch.randn(len(z), latent, generator=g)
-        x[i : i + 4096] = (z @ mix + bias).relu_()
-    return Features(x.div_(x.std()), y)
+    for i in range(0, n, chunk):
+        s = slice(i, min(i + chunk, n))
+        z = (
+            torch.relu((centres[y[s], k[s]] + randn(s.stop - i, latent) * sd) @ first + first_bias) @ second
+            + second_bias
+        )
+        x[s] = torch.relu(z + noise * randn(*z.shape)) * scale
+    return Features(x, y)
 
 
-# name -> (n, d, classes, decay, spread); the last is the size of CIFAR-10 through a ResNet-50
+# The first is the size of CIFAR-10 through a ResNet-50; the others differ in conditioning and overlap
 PROBLEMS = {
-    "well conditioned, 20,000 x 512": (20_000, 512, 10, 0.0, 2.0),
-    "badly conditioned, 20,000 x 512": (20_000, 512, 10, 1.0, 1.0),
-    "ResNet-50's size, 50,000 x 2,048": (50_000, 2048, 10, 0.5, 2.0),
+    "50,000 x 2,048": dict(n=50_000, d=2048, c=10),
+    "20,000 x 512, much noise": dict(n=20_000, d=512, c=10, noise=0.5, separation=1.0),
+    "20,000 x 512, far apart": dict(n=20_000, d=512, c=10, noise=0.002, separation=3.0),
 }
-QUICK = {name.split(",")[0]: (4000, 256, c, decay, spread) for name, (n, d, c, decay, spread) in PROBLEMS.items()}
+QUICK = {f"quick: {name}": spec | dict(n=4000, d=256) for name, spec in PROBLEMS.items()}

@@ -104,7 +104,7 @@ class say:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/00_core.ipynb #74fe86f5
+# %% ../nbs/00_core.ipynb #f377c3f8
 @dataclass(frozen=True, repr=False)
 class Verdict(say):
     "What `check` answers."
@@ -121,5 +121,5 @@ def check(
         answer = test()
         ok, why = answer is None or bool(answer), ""
     except Exception as e:
-        ok, why = False, f" ({type(e).__name__}: {str(e).splitlines()[0][:120]})" if str(e) else ""
+        ok, why = False, f" ({type(e).__name__}: {' '.join(str(e).split())[:120]})" if str(e) else ""
     return Verdict("**Right.**" if ok else f"**Not yet.** {hint}{why}", ok)

@@ -122,8 +122,7 @@ def _layer(backbone, layer):
 
     return phi
 
-# %% ../nbs/06_features.ipynb #fe381045
-@torch.inference_mode()
+# %% ../nbs/06_features.ipynb #5a00eb7b
 def extract(
     backbone: nn.Module,  # phi; left as it is, whatever its mode
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches on the backbone's device
@@ -132,13 +131,14 @@ def extract(
 ) -> Features:  # On the device of the batches
     "phi(x) of every example in eval mode: BatchNorm folded, the fastest layout that is proved equal on the first batch."
     out, phi = [], _layer(backbone, layer) if layer else None
-    for xb, yb in tqdm(dl, "features", delay=2, leave=False):
-        if phi is None:
-            phi = _fast(backbone, xb, dtype, EXACT if dtype == torch.float32 else CLOSE)
-        out.append((phi(xb), yb))
+    with torch.inference_mode():
+        for xb, yb in tqdm(dl, "features", delay=2, leave=False):
+            if phi is None:
+                phi = _fast(backbone, xb, dtype, EXACT if dtype == torch.float32 else CLOSE)
+            out.append((phi(xb), yb))
     if not out:
         raise ValueError("there is nothing to extract: the loader gave no batch")
-    return Features(torch.cat([x for x, _ in out]).clone(), torch.cat([y for _, y in out]).clone())
+    return Features(torch.cat([x for x, _ in out]), torch.cat([y for _, y in out]))  # ordinary tensors again
 
 # %% ../nbs/06_features.ipynb #1538505f
 def describe(

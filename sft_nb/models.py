@@ -173,7 +173,7 @@ def find_head(
             return n
     raise ValueError(f"{type(net).__name__} does not end in a linear layer, so it has no head to replace")
 
-# %% ../nbs/05_models.ipynb #f3eb3a34
+# %% ../nbs/05_models.ipynb #61c2bb95
 def take_apart(
     net: nn.Module,  # A network; left whole
     where: str,  # The name of its head
@@ -181,7 +181,7 @@ def take_apart(
     "A copy of the network without its head, and the head."
     backbone = copy.deepcopy(net)
     head = backbone.get_submodule(where)
-    backbone.set_submodule(where, nn.Identity())
+    backbone.set_submodule(where, nn.Identity().train(head.training))
     return backbone, head
 
 # %% ../nbs/05_models.ipynb #ae6ff3a0

@@ -198,7 +198,7 @@ def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and len(cache.files()) == k
         computed, plain = [], features.extract
         with monkeypatch.context() as m:
-            m.setattr(features, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))  # noqa: B023
+            m.setattr(features, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))
             f = cached(pre.backbone, dl, cache=cache, rows=75)
         assert len(computed) == 4 - k and relative_error(f.x, live) < EXACT and len(cache.files()) == 1
 
