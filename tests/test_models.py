@@ -324,7 +324,7 @@ def original(name):
     "torchvision's own network with random weights and statistics, as its authors would have saved it."
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     net = torchvision.models.get_model(name, weights=None, **options)
-    for n, b in net.named_buffers():
+    for b in net.buffers():
         if b.is_floating_point():
             b.copy_(torch.rand_like(b) + 0.5)
     return net
