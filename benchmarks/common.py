@@ -42,7 +42,11 @@ def arguments(doc: str, **extra) -> argparse.Namespace:
 
 def processor() -> str:
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         return f"{names[0]} x {len(names)}" if names else platform.processor()
     return platform.processor()
 

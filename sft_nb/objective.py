@@ -81,12 +81,14 @@ def head_loss(
         raise ValueError(f"l2 is the strength of a penalty and must be >= 0; got {l2}")
     return risk(X @ W.T + b, y, weights) + l2 / 2 * W.square().sum()
 
-# %% ../nbs/01_objective.ipynb #03ddfece
+# %% ../nbs/01_objective.ipynb #e2cb914b
 def _margins(X, y):
     "Rows that give z_y - z_c for every example and every other class c that occurs: [N (C - 1), C (D + 1)]."
     y = torch.unique(y, return_inverse=True)[1]  # a class without examples separates nothing
     X = X.double() - X.double().mean(0)
-    X = torch.cat([X / X.abs().amax(0).clamp(min=1e-300), torch.ones(len(X), 1, dtype=X.dtype)], 1)
+    # an orthonormal basis of the same columns: the same margins, well scaled, and never more than N of them
+    U, size, _ = torch.linalg.svd(X / X.abs().amax(0).clamp(min=1e-300), full_matrices=False)
+    X = torch.cat([U[:, size > 1e-12 * size[:1]] * len(y) ** 0.5, torch.ones(len(y), 1, dtype=X.dtype)], 1)
     i, classes = torch.arange(len(y)), int(y.max()) + 1
     A = torch.zeros(len(y), classes, classes, X.shape[1], dtype=X.dtype)  # example, rival, whose weights
     A[i, :, y] += X[:, None]
@@ -106,7 +108,8 @@ def separable(
 
     if X.ndim != 2 or not X.isfinite().all():
         raise ValueError(f"separable needs finite features [N, D]; got {list(X.shape)}, finite: {X.isfinite().all()}")
-    A = _margins(X.cpu(), _check_labels(y, len(X), int(y.max()) + 1 if y.numel() else 1).cpu())
+    y = _check_labels(y, len(X), max(1, int(y.max()) + 1) if y.numel() else 1)
+    A = _margins(X.cpu(), y.cpu())
     if not (n := len(A)):
         return True  # one class: a large bias sorts everything
     # maximise the sum of t, where t <= margin and 0 <= t <= 1
@@ -157,7 +160,7 @@ def dual(
     S = (w[:, None] * (F.one_hot(y, q.shape[1]) - q)).T @ X
     return float(w @ torch.special.entr(q).sum(1) - S.square().sum() / (2 * l2))
 
-# %% ../nbs/01_objective.ipynb #9aaa4ab8
+# %% ../nbs/01_objective.ipynb #5bfce14a
 def _newton_step(b, z, y, w, share):
     "The best of Newton steps with more and more damping; the gradient before the step."
     p = torch.softmax(z + b, 1)
@@ -177,6 +180,8 @@ def profile_bias(
     if W.ndim != 2 or X.ndim != 2 or W.shape[1] != X.shape[1]:
         raise ValueError(f"profile_bias needs W [C, D] and X [N, D]; got {list(W.shape)} and {list(X.shape)}")
     z, y = X.double() @ W.double().T, _check_labels(y, len(X), len(W))
+    if not z.isfinite().all():
+        raise ValueError("profile_bias needs finite logits; W or X holds nan or inf")
     w = _shares(weights, len(y), z)
     share = F.one_hot(y, len(W)).to(z).T @ w
     on, used = share > 0, w > 0
@@ -189,11 +194,11 @@ def profile_bias(
     b[~on] = (torch.logsumexp((z + b)[:, on], 1, keepdim=True) - z[:, ~on]).amin(0) - 40
     return b
 
-# %% ../nbs/01_objective.ipynb #9dd31748
+# %% ../nbs/01_objective.ipynb #51203065
 def head_gap(
-    W: Tensor,  # [C, D]
-    b: Tensor,  # [C]
-    X: Tensor,  # Features [N, D]
+    W: Tensor,  # [C, D], finite
+    b: Tensor,  # [C], finite
+    X: Tensor,  # Features [N, D], finite
     y: Tensor,  # Integers [N]
     l2: float,  # > 0
     weights: Tensor | None = None,  # As in `risk`
@@ -201,4 +206,6 @@ def head_gap(
     "Primal minus dual: valid for every head; tight, and equal to `gap_bound`, where b is profiled."
     W, b, X = W.detach().double(), b.detach().double(), X.detach().double()
     upper = float(head_loss(W, b, X, y, l2, weights))
+    if not math.isfinite(upper):
+        raise ValueError(f"F is {upper} at this head, so there is no gap to bound: W, b or X holds nan or inf")
     return max(0.0, upper - dual(torch.softmax(X @ W.T + b, 1), X, y, l2, weights=weights))
