@@ -345,6 +345,15 @@ def test_overlap_has_an_argmin():
     assert abs(norms[1] - norms[0]) < 1e-3
 
 
+def test_separable_does_not_depend_on_units():
+    "A feature far from zero or in a tiny unit still separates."
+    loud = tensor([[1e6], [-1e6], [1e6], [-1e6]], dtype=f64)
+    quiet = line.double() * 1e-8
+    assert not separable(loud, tensor([0, 0, 1, 1]))
+    assert separable(torch.cat([loud, quiet], 1), tensor([0, 0, 1, 1]))
+    assert separable(1e6 + 1e-6 * line.double(), tensor([0, 0, 1, 1]))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_as_many_features_as_examples_separate_any_labels(seed):
     x, y, _, _ = random_problem(seed, n=15, d=14, c=4)
