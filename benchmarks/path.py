@@ -11,7 +11,8 @@ from problems import PROBLEMS, QUICK, problem
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sft_nb.probing import certify, l2_path
+from sft_nb.objective import head_gap
+from sft_nb.probing import l2_path
 
 
 def sklearn_fits(feats, l2s):
@@ -32,7 +33,7 @@ def our_path(feats, classes, l2s, tol):
     def run():
         probes = l2_path(feats, classes, l2s, tol=tol)
         heads.append([(p.W, p.b) for p in probes])
-        return dict(iterations=[p.iterations for p in probes])
+        return dict(said=[p.gap for p in probes])
 
     heads = []
     return run, heads
@@ -46,7 +47,7 @@ if __name__ == "__main__":
     subjects = {"scikit-learn": sklearn_fits(feats, l2s), "our path": our_path(feats, classes, l2s, 1e-8)}
 
     def judge(s, r):
-        gaps = [certify(W, b, feats, l2).gap for (W, b), l2 in zip(subjects[s][1][r], l2s, strict=True)]
+        gaps = [head_gap(W, b, feats.x, feats.y, l2) for (W, b), l2 in zip(subjects[s][1][r], l2s, strict=True)]
         return dict(worst_gap=max(gaps), gaps=gaps)
 
     config = dict(problem=name, **spec, l2s=l2s, quick=args.quick)

@@ -305,6 +305,7 @@ def test_certificates_are_float64_whatever_comes_in():
     assert profile_bias(W, x, Y).dtype == f64
     assert 0 <= head_gap(W, profile_bias(W, x, Y), x, Y, L2) < 1e-12  # float32's own noise is near 1e-7
     assert head_gap(W.requires_grad_(), b, x, Y, L2) < 1e-10
+    assert not profile_bias(W, x, Y).requires_grad
 
 
 # --- when there is no argmin ----------------------------------------------------------------------------------------
