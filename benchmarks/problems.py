@@ -25,6 +25,7 @@ def relu_features(
     latent: int = 128,
     clusters: int = 2,
     dead: int = 3,
+    gain: float = 1.0,  # of all features: as a penalty 1 / gain^2 as strong
     chunk: int = 10_000,
 ) -> Features:
     g = torch.Generator().manual_seed(seed)
@@ -33,7 +34,7 @@ def relu_features(
     centres = randn(c, clusters, latent) * sd * separation
     first, first_bias = randn(latent, 2 * latent) / sd.norm(), randn(2 * latent) * 0.3
     second, second_bias = randn(2 * latent, d) / latent**0.5, randn(d) * 0.3
-    scale = torch.exp(0.5 * randn(d))
+    scale = gain * torch.exp(0.5 * randn(d))
     scale[torch.randperm(d, generator=g)[:dead]] = 0
     y = torch.randint(0, c, (n,), generator=g)
     k = torch.randint(0, clusters, (n,), generator=g)
@@ -51,6 +52,7 @@ def relu_features(
 # The first is the size of CIFAR-10 through a ResNet-50; the others differ in conditioning and overlap
 PROBLEMS = {
     "50,000 x 2,048": dict(n=50_000, d=2048, c=10),
+    "large features, 50,000 x 2,048": dict(n=50_000, d=2048, c=10, separation=0.7, gain=10.0),
     "20,000 x 512, much noise": dict(n=20_000, d=512, c=10, noise=0.5, separation=1.0),
     "20,000 x 512, far apart": dict(n=20_000, d=512, c=10, noise=0.002, separation=3.0),
 }

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['SIZES', 'set_seed', 'default_device', 'precision', 'Cost', 'measure', 'unknown', 'say', 'Verdict', 'check']
 
-# %% ../nbs/00_core.ipynb #6b291853
+# %% ../nbs/00_core.ipynb #4504053e
 import difflib
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -47,9 +46,13 @@ def precision(
     "An autocast context of the given dtype; float32 leaves everything as it is."
     return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
 
-# %% ../nbs/00_core.ipynb #609e8d25
+# %% ../nbs/00_core.ipynb #35cd691c
 def _rss():
-    "The process's high-water mark of memory, in bytes."
+    "The process's high-water mark of memory, in bytes; 0 where the system does not tell (Windows)."
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
 

@@ -242,7 +242,7 @@ def _shards(backbone, dl, dtype, layer, views, rows, stem) -> Iterator[Path]:
                 save(path, dict(x=f.x.cpu(), y=f.y.cpu()))
             yield path
 
-# %% ../nbs/06_features.ipynb #65c5f5b6
+# %% ../nbs/06_features.ipynb #45acce7a
 def cached(
     backbone: nn.Module,
     dl: Loader,  # Its set is taken in order, whatever its shuffle
@@ -268,4 +268,6 @@ def cached(
             continue
         for p in shards:
             p.unlink(missing_ok=True)
-    return _read(path)
+    if (found := _read(path)) is None:
+        raise StoreError(f"{path} keeps disappearing: is another process clearing the cache?")
+    return found

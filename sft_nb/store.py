@@ -20,38 +20,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# %% ../nbs/25_store.ipynb #74b3f430
+# %% ../nbs/25_store.ipynb #19cd8596
 class StoreError(OSError):
     "A file that could not be written, or that is not what was written."
 
 
-@contextmanager
-def replacing(
-    path: Path,  # What the file will be called
-) -> Iterator[BinaryIO]:
-    "Write beside `path`, then rename: whoever looks sees the old file or the whole new one, never a part."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w+b") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-        _sync_folder(path.parent)
-    except OSError as e:
-        _forget(part)
-        raise StoreError(
-            f"{path} could not be written ({e.strerror or e}): free some space or choose another folder"
-        ) from e
-    except BaseException:
-        _forget(part)
-        raise
+def _refused(path, e):
+    return StoreError(f"{path} could not be written ({e.strerror or e}): free some space or choose another folder")
 
 
 def _forget(part):
-    with suppress(OSError):  # its folder may not even exist
+    with suppress(OSError):  # it may not even exist
         part.unlink()
 
 
@@ -64,11 +43,41 @@ def _sync_folder(folder):
         finally:
             os.close(fd)
 
-# %% ../nbs/25_store.ipynb #0fd6c356
+# %% ../nbs/25_store.ipynb #9dc301ec
+@contextmanager
+def replacing(
+    path: Path,  # What the file will be called
+) -> Iterator[BinaryIO]:
+    "Write beside `path`, then rename: whoever looks sees the old file or the whole new one, never a part."
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(part, "w+b")
+    except OSError as e:
+        raise _refused(path, e) from e
+    try:
+        with file as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except BaseException as e:
+        _forget(part)
+        # an input of the writer's that is gone or damaged keeps its own error
+        if isinstance(e, OSError) and not isinstance(e, (StoreError, FileNotFoundError)):
+            raise _refused(path, e) from e
+        raise
+
+# %% ../nbs/25_store.ipynb #95e26c8b
+_START = b'{"__metadata__":{"sha256":"'  # how the header of every file begins; the hash follows
+_AT = 8 + len(_START)  # where the hash begins in the file
+_ZEROS = b"0" * 64  # what is hashed in its place
 # safetensors' names of torch's types
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 
 
@@ -80,58 +89,83 @@ class Rows:
     shape: tuple[int, ...]  # Of the whole
     dtype: torch.dtype
 
+# %% ../nbs/25_store.ipynb #1693f2cc
+def _check_names(tensors, meta):
+    "Refuse before writing what could not be read back."
+    for k, v in meta.items():
+        if not isinstance(k, str) or not isinstance(v, str) or k == "sha256":
+            raise ValueError(f"metadata {k!r}: {v!r} cannot be kept: give text, under any name but sha256")
+    for name, t in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise ValueError(f"{name!r} cannot name a tensor: give text other than __metadata__")
+        if t.dtype not in _NAMES:
+            known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
+            raise ValueError(f"{name!r} is {t.dtype}: convert it to one of {known}")
 
-def _bytes(t):
-    return memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+# %% ../nbs/25_store.ipynb #5ded5542
+def _size(t):
+    return t.dtype.itemsize * torch.Size(t.shape).numel()
 
 
 def _header(tensors, meta):
     "safetensors' header: eight bytes of length, then JSON padded to a multiple of eight."
-    head, at = {"__metadata__": {**meta, "sha256": "0" * 64}}, 0
+    head, at = {"__metadata__": {"sha256": _ZEROS.decode(), **meta}}, 0
     for name, t in tensors.items():
-        size = t.dtype.itemsize * torch.Size(t.shape).numel()
-        head[name] = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at + size])
-        at += size
-    text = json.dumps(head, separators=(",", ":")).encode()
+        head[name] = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at + _size(t)])
+        at += _size(t)
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
-# %% ../nbs/25_store.ipynb #13831738
+# %% ../nbs/25_store.ipynb #8ecb3f0d
+def _bytes(t):
+    return memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _blocks(name, t):
+    "The bytes of a tensor, piece by piece, held against its type and shape."
+    left = _size(t)
+    for piece in t.pieces if isinstance(t, Rows) else [t]:
+        if piece.dtype != t.dtype or piece.shape[1:] != tuple(t.shape[1:]):
+            raise ValueError(
+                f"a piece of {name!r} is {piece.dtype} {list(piece.shape)}: no part of {t.dtype} {list(t.shape)}"
+            )
+        left -= _size(piece)
+        yield _bytes(piece)
+    if left:
+        raise ValueError(f"the pieces of {name!r} do not add up to {list(t.shape)}")
+
+# %% ../nbs/25_store.ipynb #f2385ad9
 def save(
     path: Path | str,
     tensors: Mapping[str, Tensor | Rows],
     meta: Mapping[str, str] | None = None,  # Written into the file's header
 ) -> Path:
     "A safetensors file that carries the SHA-256 of itself, written whole or not at all."
+    _check_names(tensors, meta or {})
     header = _header(tensors, meta or {})
     with replacing(Path(path)) as f:
         h = hashlib.sha256(header)
         f.write(header)
         for name, t in tensors.items():
-            start = f.tell()
-            for piece in t.pieces if isinstance(t, Rows) else [t]:
-                h.update(_bytes(piece))
-                f.write(_bytes(piece))
-            if f.tell() - start != t.dtype.itemsize * torch.Size(t.shape).numel():
-                raise ValueError(f"the pieces of {name!r} do not add up to {list(t.shape)}")
-        f.seek(header.index(b'"sha256":"') + len(b'"sha256":"'))
+            for block in _blocks(name, t):
+                h.update(block)
+                f.write(block)
+        f.seek(_AT)
         f.write(h.hexdigest().encode())
     return Path(path)
 
-# %% ../nbs/25_store.ipynb #a8e030ff
+# %% ../nbs/25_store.ipynb #414b01b2
 def _verify(path):
-    "The header's metadata, once the file's SHA-256 is the one that it carries."
+    "Raise unless the file's SHA-256 is the one that it carries."
     with open(path, "rb") as f:
-        size = f.read(8)
-        n = int.from_bytes(size, "little")
-        if len(size) < 8 or not 2 <= n <= min(100_000_000, path.stat().st_size - 8):
-            raise ValueError("its header is cut off")
-        text = f.read(n)
-        said = json.loads(text)["__metadata__"]["sha256"]
-        h = hashlib.sha256(size + text.replace(f'"sha256":"{said}"'.encode(), b'"sha256":"' + b"0" * 64 + b'"', 1))
+        head = f.read(_AT + 64)
+        if head[8:_AT] != _START:
+            raise ValueError("it does not begin as a file of save does")
+        h = hashlib.sha256(head[:_AT] + _ZEROS)
         while block := f.read(1 << 22):
             h.update(block)
-    if h.hexdigest() != said:
+    if h.hexdigest().encode() != head[_AT:]:
         raise ValueError("its SHA-256 is not the one that it carries")
 
 
@@ -145,10 +179,10 @@ def load(
         with safe_open(path, "pt") as f:
             meta = {k: v for k, v in f.metadata().items() if k != "sha256"}
             return {name: f.get_tensor(name) for name in f.keys()}, meta
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):  # says nothing about the bytes
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-        raise StoreError(f"{path} is damaged ({e}): delete it, it will be made again") from e
+    except (OSError, ValueError, SafetensorError) as e:
+        raise StoreError(f"{path} is damaged, or not a file of save ({e}): delete it and make it again") from e
 
 # %% ../nbs/25_store.ipynb #cfd74b5e
 def digest(

@@ -11,8 +11,8 @@ FLOORS = {
     0: ["core", "objective", "world"],
     1: ["data", "freezing", "plots", "store"],
     2: ["models"],
-    3: ["features", "training", "evaluation"],
-    4: ["probing", "strategies", "peft"],
+    3: ["features", "training", "evaluation", "peft"],
+    4: ["probing", "strategies"],
     5: ["transferability", "understanding", "experiments"],
     6: ["widgets", "distributed"],
 }

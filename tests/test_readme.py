@@ -43,5 +43,7 @@ def test_its_commands_exist():
 
 def test_its_claims_are_those_of_the_records():
     pytest.importorskip("sklearn")
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "claims.py"), "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "claims.py"), "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sft_nb import store
 from sft_nb.store import Rows, StoreError, digest, load, save
@@ -146,6 +146,100 @@ def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="could not be written"):
         save(tmp_path / "a", TENSORS)
+
+
+def test_a_bit_flip_anywhere_near_the_hash_is_named(tmp_path):
+    blob = save(tmp_path / "a", TENSORS).read_bytes()
+    for bit in range(8 * 110):  # length, start and hash, all eight bits of each byte
+        (tmp_path / f"bad{bit}").write_bytes(
+            blob[: bit // 8] + bytes([blob[bit // 8] ^ 1 << bit % 8]) + blob[bit // 8 + 1 :]
+        )
+        with pytest.raises(StoreError, match="damaged"):
+            load(tmp_path / f"bad{bit}")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(texts.filter(lambda k: k != "sha256"), texts, max_size=3), st.data())
+def test_whatever_is_saved_comes_back(tmp_path_factory, meta, data):
+    names = data.draw(st.lists(texts.filter(lambda k: k != "__metadata__"), unique=True, max_size=4))
+    shapes = st.lists(st.integers(0, 4), max_size=3)
+    tensors = {
+        n: torch.randint(-3, 3, data.draw(shapes)).to(data.draw(st.sampled_from(sorted(store._NAMES, key=str))))
+        for n in names
+    }
+    path = save(tmp_path_factory.mktemp("store") / "a", tensors, meta)
+    assert same(load(path)[0], tensors) and load(path)[1] == meta and same(load_file(path), tensors)
+
+
+def test_the_text_that_marks_the_hash_may_stand_elsewhere(tmp_path):
+    meta = {'a"sha256': "v", "b": '{"__metadata__":{"sha256":"' + "0" * 64}
+    tensors, got = load(save(tmp_path / "a", TENSORS, meta))
+    assert same(tensors, TENSORS) and got == meta
+
+
+@pytest.mark.parametrize(
+    "tensors, meta, said",
+    [
+        (dict(x=torch.zeros(2)), dict(epoch=3), "'epoch': 3 cannot be kept: give text"),
+        (dict(x=torch.zeros(2)), dict(sha256="mine"), "any name but sha256"),
+        ({"__metadata__": torch.zeros(2)}, {}, "cannot name a tensor"),
+        ({1: torch.zeros(2)}, {}, "cannot name a tensor"),
+        (dict(z=torch.zeros(2, dtype=torch.complex64)), {}, "'z' is torch.complex64: convert it to one of float64"),
+        ({"\ud800": torch.zeros(2)}, {}, "surrogates"),
+        (dict(x=Rows([torch.zeros(5, 4).double()], (10, 4), torch.float32)), {}, "no part of torch.float32"),
+        (dict(x=Rows([torch.zeros(4, 10)], (10, 4), torch.float32)), {}, "no part of torch.float32"),
+        (dict(x=Rows([torch.zeros(11, 4)], (10, 4), torch.float32)), {}, "do not add up"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused_and_leaves_the_old_file(tmp_path, tensors, meta, said):
+    path = save(tmp_path / "a", TENSORS)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=said):
+        save(path, tensors, meta)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_piece_that_vanishes_or_is_damaged_keeps_its_own_error(tmp_path):
+    "Else a cache that joins shards could not tell a cleared shard from a full disk."
+    path = save(tmp_path / "a", TENSORS)
+    shard = save(tmp_path / "shard", dict(x=torch.zeros(3)))
+    rows = lambda: dict(x=Rows((load(p)[0]["x"] for p in (shard, shard)), (6,), torch.float32))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="shard is damaged"):
+        save(path, rows())
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="shard"):
+        save(path, rows())
+    assert same(load(path)[0], TENSORS) and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_header_nested_too_deep_to_parse_is_named(tmp_path):
+    text = b"[" * 200_000
+    (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(StoreError, match="damaged"):
+        load(tmp_path / "a")
+
+
+def test_a_file_of_the_library_itself_is_said_not_to_be_ours(tmp_path):
+    save_file(dict(x=torch.zeros(3)), tmp_path / "a", metadata=dict(made="elsewhere"))
+    with pytest.raises(StoreError, match="not a file of save"):
+        load(tmp_path / "a")
+
+
+def test_a_folder_is_not_called_damaged(tmp_path):
+    with pytest.raises((IsADirectoryError, PermissionError)):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a mapped file")
+def test_a_tensor_in_hand_does_not_change_when_its_file_is_replaced(tmp_path):
+    path = save(tmp_path / "a", dict(x=torch.zeros(5000)))
+    x = load(path)[0]["x"]
+    save(path, dict(x=torch.ones(5000)))
+    assert not x.any() and load(path)[0]["x"].all()
 
 
 def test_digest_sees_every_change():
