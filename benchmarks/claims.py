@@ -22,7 +22,7 @@ LBFGS, TIGHT, OURS = (
     "scikit-learn lbfgs, tol 1e-8, 1,000 iterations",
     "ours, gap 1e-08",
 )
-ONCE, HALF = "features once, fp32", "features once, bf16"
+ONCE = "features once, fp32"
 BIG, LARGE = "50,000 x 2,048", "large features, 50,000 x 2,048"
 
 ROWS = [
@@ -33,7 +33,6 @@ ROWS = [
         "article",
         ONCE,
     ),
-    ("The same, features in bf16 (its check passed)", "article", dict(px=224), "article", HALF),
     (
         "The article's 10 epochs, ResNet-50, 32 px; features once and certified head, fp32",
         "article",
