@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from .features import Features
 from .objective import gap_bound
@@ -60,37 +61,36 @@ def _checked(feats, num_classes, l2s, weights, class_weights):
 
 # %% ../nbs/08_probing.ipynb #f1d2f500
 class _Problem:
-    "X, read in chunks and never copied whole, under a common scale; classes and rows that count, nothing else."
+    "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
 
     def __init__(self, x, y, w):
-        self.x, self.w, self.rows = x, w, max(256, min(len(x), 4_000_000 // max(1, x.shape[1])))
         self.classes, self.y = torch.unique(y[w > 0], return_inverse=True)
-        if len(self.y) < len(y):  # rows without weight
-            self.x, self.w = x[w > 0], w[w > 0]
-        self.target = F.one_hot(self.y, len(self.classes)).T.double()  # [C, N]
-        self.mean, self.scale = self._moments()
+        self.x, self.w = (x, w) if len(self.y) == len(y) else (x[w > 0], w[w > 0])  # rows without weight
+        numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
+        self.rows = max(256, numbers // max(1, x.shape[1]))
+        self.share = torch.zeros(len(self.classes)).to(self.w).index_add_(0, self.y, self.w)
+        self.mean = sum(self.w[s] @ c.double() for s, c in self.chunks())
+        var = sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())
+        self.scale = max(math.sqrt(var.item()), 1e-150)
 
-    def chunks(self, x=None):
-        x = self.x if x is None else x
-        return ((i, x[i : i + self.rows]) for i in range(0, len(x), self.rows))
+    def chunks(self):
+        return ((slice(i, i + self.rows), self.x[i : i + self.rows]) for i in range(0, len(self.x), self.rows))
 
-    def _moments(self):
-        mean = sum(self.w[i : i + len(c)] @ c.double() for i, c in self.chunks())
-        var = sum(self.w[i : i + len(c)] @ (c.double() - mean).square().sum(1) for i, c in self.chunks())
-        return mean, max(math.sqrt(var.item()), 1e-150)
+    def raw(self, V, dtype):
+        "What V does to features as they are stored: a matrix, and a column of biases."
+        A = V[:, :-1].double() / self.scale
+        return A.to(dtype), (V[:, -1].double() - A @ self.mean).to(dtype)[:, None]
 
-    def times(self, V, x=None, exact=False):
-        "V Xc^T: [C, D] -> [C, N], in float32 unless exact."
-        dtype = torch.float64 if exact else torch.float32
-        V, shift = (V / self.scale).to(dtype), ((V.double() / self.scale) @ self.mean)[:, None].to(dtype)
-        return torch.cat([V @ c.to(dtype).T - shift for _, c in self.chunks(x)], 1)
+    def lift(self, Q, q):
+        "The gradient by V from sums over stored features: Q = T X and q = T 1."
+        return torch.cat([(Q - q[:, None] * self.mean) / self.scale, q[:, None]], 1)
 
-    def back(self, T, x=None, exact=False):
-        "T Xc: [C, N] -> float64 [C, D]."
-        dtype = torch.float64 if exact else torch.float32
-        T = T.to(dtype)
-        total = sum((T[:, i : i + len(c)] @ c.to(dtype)).double() for i, c in self.chunks(x))
-        return (total - T.double().sum(1)[:, None] * self.mean) / self.scale
+    def logits(self, V, dtype):  # float64 [C, N]
+        A, a = self.raw(V, dtype)
+        return torch.cat([torch.addmm(a, A, c.to(dtype).T) for _, c in self.chunks()], 1).double()
+
+    def back(self, T, dtype):  # float64 [C, D + 1]
+        return self.lift(sum((T[:, s].to(dtype) @ c.to(dtype)).double() for s, c in self.chunks()), T.sum(1))
 
 # %% ../nbs/08_probing.ipynb #366def10
 def _spectrum(problem, rows):
@@ -106,58 +106,75 @@ def _spectrum(problem, rows):
     return values.clamp(min=0).float(), vectors.float()
 
 
-def _profile(Z, b, problem):
-    "The bias that is best for the logits Z [C, N], by damped Newton steps, and the probabilities."
-    loss = lambda b: _risk(Z + b[:, None], problem)
-    share, now = problem.target @ problem.w, loss(b)
-    for _ in range(100):
-        P = torch.softmax(Z + b[:, None], 0)
-        g = P @ problem.w - share
-        if g.abs().max() < 1e-13:
-            break
-        e, V = torch.linalg.eigh(torch.diag(P @ problem.w) - (P * problem.w) @ P.T)
-        for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
-            step = V @ ((V.T @ g) / (e.clamp(min=0) + damping))
-            if (new := loss(b - _centred(step))) < now:
-                break
-        else:
-            break
-        b, now = b - _centred(step), new
-    return b, torch.softmax(Z + b[:, None], 0)
-
-
 def _risk(Z, problem):
     return (problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
 
-# %% ../nbs/08_probing.ipynb #bbb1f2f2
-def _hessian(problem, P, l2, active, exact):
-    "The Hessian with the bias eliminated, as V -> (V Xc^T with its bias, H V), on the rows that still matter."
-    dtype = torch.float64 if exact else torch.float32
-    x, p, w = problem.x, P.to(dtype), problem.w.to(dtype)
-    if active is not None:
-        x, p, w = x[active], p[:, active], w[active]
-    pw = p * w
-    A = torch.diag(pw.double().sum(1)) - pw.double() @ p.double().T  # [C, C]: the softmax's curvature, averaged
-    inverse = torch.linalg.pinv(A + A.trace() / len(A) ** 2).to(dtype)
 
-    def curve(u):
-        return pw * (u - (p * u).sum(0))
+def _curvature(P, w):
+    "The softmax's curvature, averaged over the rows: [C, C]."
+    return torch.diag(P @ w) - (P * w) @ P.T
+
+
+def _profile(V, Z, problem):
+    "V with the bias that is best for its weights, by damped Newton steps; its logits [C, N] and probabilities."
+    b, now = torch.zeros_like(problem.share), None
+    loss = lambda b: _risk(Z + b[:, None], problem)
+    for _ in range(100):
+        P = torch.softmax(Z + b[:, None], 0)
+        g = P @ problem.w - problem.share
+        if g.abs().max() < 1e-13:
+            break
+        now = loss(b) if now is None else now
+        e, R = torch.linalg.eigh(_curvature(P, problem.w))
+        for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
+            new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))
+            if (then := loss(new)) < now:
+                break
+        else:
+            break
+        b, now = new, then
+    return torch.cat([V[:, :-1], V[:, -1:] + b[:, None]], 1), Z + b[:, None], P
+
+
+def _centred(V):
+    return V - V.mean(0)  # what all classes share changes no probability and costs norm
+
+# %% ../nbs/08_probing.ipynb #bbb1f2f2
+def _hessian(problem, P, l2, dtype):
+    "V -> how V moves the logits [C, N], and H V [C, D + 1]."
+    p, w = P.to(dtype), problem.w.to(dtype)
 
     def H(V):
-        u = problem.times(V, x, exact)
-        u = u - (inverse @ curve(u).sum(1))[:, None]
-        q = problem.back(curve(u), x, exact).to(dtype) + l2 * V
-        return u, _centred(q)
+        (A, a), moves, Q, q = problem.raw(V, dtype), [], 0.0, 0.0
+        for s, c in problem.chunks():
+            u = torch.addmm(a, A, c.to(dtype).T)
+            pu = p[:, s] * u
+            t = (pu - p[:, s] * pu.sum(0)) * w[s]
+            Q, q = Q + (t @ c.to(dtype)).double(), q + t.sum(1).double()
+            moves.append(u)
+        HV = problem.lift(Q, q).to(dtype)
+        HV[:, :-1] += l2 * V[:, :-1]
+        return torch.cat(moves, 1), _centred(HV)
 
-    return H, A, inverse
+    return H
+
+
+def _preconditioner(problem, P, l2, spectrum, dtype):
+    "The inverse of curvature x covariance + l2, which is H where the two are independent."
+    a, R = torch.linalg.eigh(_curvature(P, problem.w))
+    free = R[:, 1:] / a[1:].clamp(min=1e-12 * a[-1]).sqrt()  # a[0] = 0 belongs to what all classes share
+    inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
+    scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
+    solve = lambda r: R @ (((R.T @ r) @ Q) / scale) @ Q.T
+    return lambda r: _centred(torch.cat([solve(r[:, :-1]), inverse @ r[:, -1:]], 1))
 
 # %% ../nbs/08_probing.ipynb #d68934b6
-def _direction(G, H, precondition, stop, most=150):
-    "Conjugate gradients on H d = -G until the preconditioned residual has shrunk by `stop`; d and its logits."
+def _direction(G, H, precondition, stop, enough, most):
+    "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`; d and its logits."
     r = -G
-    z = precondition(r)
-    p, rz = z, (r * z).sum()
-    d, ud, first = torch.zeros_like(r), 0.0, rz
+    p = z = precondition(r)
+    d, ud, rz = torch.zeros_like(r), 0.0, (r * z).sum()
+    first = rz
     for _ in range(most):
         u, q = H(p)
         curvature = (p * q).sum()
@@ -167,84 +184,56 @@ def _direction(G, H, precondition, stop, most=150):
         d, ud, r = d + a * p, ud + a * u, r - a * q
         z = precondition(r)
         rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first:
+        if rz <= stop**2 * first or r.norm() <= enough:
             break
         p = z + (rz / old) * p
-    return d, ud
+    return d.double(), torch.as_tensor(ud).double()
 
 # %% ../nbs/08_probing.ipynb #e8221902
-def _line_search(Z, U, W, d, l2, problem):
+def _line_search(V, Z, d, U, l2, problem):
     "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z [C, N] move by U."
-    low, high, t, wd, dd = 0.0, math.inf, 1.0, (W * d).sum().item(), (d * d).sum().item()
+    low, high, t, own = 0.0, math.inf, 1.0, (problem.w @ U.gather(0, problem.y[None])[0]).item()
+    Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
     for _ in range(50):
         P = torch.softmax(Z + t * U, 0)
-        PU = (P * U).sum(0)
-        slope = (problem.w @ ((P - problem.target) * U).sum(0)).item() + l2 * (wd + t * dd)
-        curve = (problem.w @ ((P * U * U).sum(0) - PU * PU)).item() + l2 * dd
+        m = (P * U).sum(0)
+        slope = (problem.w @ m).item() - own + l2 * (Wd + t * dd)
+        curve = (problem.w @ ((P * U * U).sum(0) - m * m)).item() + l2 * dd
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
             new = (low + high) / 2 if high < math.inf else 2 * t
-        if abs(new - t) < 1e-3 * t:
+        if abs(new - t) < 1e-2 * t:
             return new
         t = min(new, 4 * t) if high == math.inf else new
     return low
 
-# %% ../nbs/08_probing.ipynb #ffc601c8
-def _centred(V):
-    return V - V.mean(0)
-
-
-def _newton(problem, P, G, l2, spectrum, active, exact, stop):
-    "The Newton direction [C, D] and how it moves the logits, bias included; in float32 unless exact."
-    e, Q = spectrum
-    H, A, inverse = _hessian(problem, P, l2, active, exact)
-    a, R = torch.linalg.eigh(A)
-    dtype = torch.float64 if exact else torch.float32
-    R, Qt, scale = R.to(dtype), Q.to(dtype), (a.clamp(min=0)[:, None] * e + l2).to(dtype)
-    solve = lambda r, R=R, Qt=Qt, scale=scale: _centred(R @ (((R.T @ r) @ Qt) / scale) @ Qt.T)
-    d, U = _direction(G.to(dtype), H, solve, stop)
-    if active is not None:  # the logits of all rows, with the bias that goes with the step
-        U = problem.times(d)
-        p, pw = P.float(), (P * problem.w).float()
-        U = U - (inverse @ (pw * (U - (p * U).sum(0))).sum(1))[:, None]
-    return d.double(), U.double()
-
 # %% ../nbs/08_probing.ipynb #60cb030e
-def _solve(problem, l2, tol, spectrum, W, max_iter=80):
-    "Newton with preconditioned conjugate gradients from W, in the scaled problem; W and b."
-    b = torch.zeros(len(problem.target), dtype=torch.float64, device=W.device)
-    exact, first, best, stalled = problem.x.numel() < 1e6, None, math.inf, 0  # small problems take no shortcut
-    Z = problem.times(W, exact=exact).double()
+def _gradient(problem, P, V, l2, dtype):
+    "Of F by V, [C, D + 1]; the bias is profiled, so its column is zero."
+    T = P * problem.w
+    T[problem.y, torch.arange(len(problem.y), device=T.device)] -= problem.w
+    G = problem.back(T, dtype)
+    return _centred(torch.cat([G[:, :-1] + l2 * V[:, :-1], torch.zeros_like(G[:, -1:])], 1))
+
+
+def _solve(problem, l2, tol, spectrum, V, dtype, max_iter=80):
+    "Newton's method from the head V, until its gap is below tol / 2 or dtype has no more to give."
+    Z, first, best, stalled = problem.logits(V, dtype), None, math.inf, 0
     for _ in range(max_iter):
-        b, P = _profile(Z, b, problem)
-        G = problem.back((P - problem.target) * problem.w, exact=exact) + l2 * W
-        G = _centred(G)
-        gap = G.square().sum().item() / (2 * l2) if l2 else math.inf
-        if gap <= 0.9 * tol:
-            if exact:
-                break
-            exact, best, Z = (
-                True,
-                math.inf,
-                problem.times(W, exact=True),
-            )  # the certificate itself is computed in float64
-            continue
-        stalled = stalled + 1 if gap > 0.5 * best else 0
-        best = min(best, gap)
-        if stalled > 4 and exact:  # float64 has no more to give
-            break
+        V, Z, P = _profile(V, Z, problem)
+        G = _gradient(problem, P, V, l2, dtype)
         norm = G.norm().item()
-        first = first or norm
-        unsure = 1 - P.amax(0)
-        some = (unsure > 1e-3 * unsure.mean()).nonzero()[:, 0]  # the others hold a thousandth of the curvature
-        active = some if 0 < len(some) <= 0.4 * len(unsure) and not exact else None
-        stop = min(0.2, max((norm / first) ** 0.5, 1e-3))
-        d, U = _newton(problem, P, G, l2, spectrum, active, exact, stop)
-        t = _line_search(Z + b[:, None], U, W, d, l2, problem)
-        W, Z = W + t * d, Z + t * U
-        W = _centred(W)  # what all classes share changes no probability and costs norm
-    return W, b
+        gap = norm**2 / (2 * l2)
+        stalled, best, first = stalled + 1 if gap > 0.5 * best else 0, min(best, gap), first or norm
+        if gap <= 0.5 * tol or stalled > 4:
+            break
+        precondition, H = _preconditioner(problem, P, l2, spectrum, dtype), _hessian(problem, P, l2, dtype)
+        stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
+        d, U = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
+        t = _line_search(V, Z, d, U, l2, problem)
+        V, Z = _centred(V + t * d), Z + t * U
+    return V
 
 # %% ../nbs/08_probing.ipynb #3b9feefd
 def _basis(problem):
@@ -252,45 +241,65 @@ def _basis(problem):
     xc = (problem.x.double() - problem.mean) / problem.scale
     values, vectors = torch.linalg.eigh(xc @ xc.T)
     keep = values > 1e-13 * values[-1].clamp(min=1e-300)
-    s, V = values[keep].sqrt(), vectors[:, keep]
-    return V * s, lambda W: ((W / s) @ V.T) @ xc
+    s, R = values[keep].sqrt(), vectors[:, keep]
+    return R * s, lambda W: ((W / s) @ R.T) @ xc
 
 
 def _prepare(problem):
     "What all values of l2 share: the problem to iterate on, its spectrum, and the way back."
     if len(problem.x) >= problem.x.shape[1]:
-        return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda W: W
+        return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda V: V
     x, back = _basis(problem)
-    small = _Problem(x, problem.classes[problem.y], problem.w)
-    return small, _spectrum(small, len(x)), lambda W: back(W / small.scale)
+    small = _Problem(x, problem.y, problem.w)
+    return small, _spectrum(small, len(x)), lambda V: torch.cat([back(V[:, :-1] / small.scale), V[:, -1:]], 1)
+
+
+def _ahead(solved, l2):
+    "Where the path is going: the line through its last two heads, as functions of log l2."
+    if len(solved) < 3 or l2 == 0:
+        return solved[-1][1]
+    (l_0, V_0), (l_1, V_1) = solved[-2:]
+    return V_1 + min(1.0, math.log(l2 / l_1) / math.log(l_1 / l_0)) * (V_1 - V_0)
 
 # %% ../nbs/08_probing.ipynb #906b4370
-def _certified(problem, W, b, l2):
-    "F and the gap of W, b in the scaled problem, in float64; the bias is profiled first."
-    Z = problem.times(W, exact=True)
-    b, P = _profile(Z, b, problem)
-    G = problem.back((P - problem.target) * problem.w, exact=True) + l2 * W
-    return b, _risk(Z + b[:, None], problem) + l2 / 2 * W.square().sum().item(), gap_bound(G, l2) if l2 else math.nan
+def _certified(problem, V, l2):
+    "The head with its best bias, its F and its gap, in the scaled problem and in float64."
+    V, Z, P = _profile(V, problem.logits(V, torch.float64), problem)
+    G = _gradient(problem, P, V, l2, torch.float64)
+    loss = _risk(Z, problem) + l2 / 2 * V[:, :-1].square().sum().item()
+    return V, loss, gap_bound(G, l2) if l2 else math.nan
 
 
 _TINY = 1e-13  # stands for l2 = 0 while iterating, in the scaled problem
 
 
-def _sorts(problem, W, b):
+def _sorts(problem, V):
     "Whether the head gives every example's own class the largest logit: a proof that the training set is separable."
-    Z = problem.times(W, exact=True) + b[:, None]
+    Z = problem.logits(V, torch.float64)
     own = Z.gather(0, problem.y[None])[0]
     return bool((own > Z.scatter(0, problem.y[None], -math.inf).amax(0)).all())
 
 
-def _in_units(problem, W, b, num_classes):
+def _in_units(problem, V, num_classes):
     "The head in the caller's classes and units. A class without examples gets a probability below e^-40 everywhere."
-    low = (problem.times(W, exact=True) + b[:, None]).logsumexp(0).min() - 40
-    full, bias = torch.zeros(num_classes, W.shape[1]).to(W), low.expand(num_classes).clone()
-    full[problem.classes], bias[problem.classes] = W / problem.scale, b - W @ problem.mean / problem.scale
-    return full, bias
+    A, a = problem.raw(V, torch.float64)
+    low = problem.logits(V, torch.float64).logsumexp(0).min() - 40
+    W, b = A.new_zeros(num_classes, A.shape[1]), low.expand(num_classes).clone()
+    W[problem.classes], b[problem.classes] = A, a[:, 0]
+    return W, b
 
 # %% ../nbs/08_probing.ipynb #bb28ab86
+def _explain(problem, head, l2, gap, tol):
+    "One sentence where there is no minimiser, or where the tolerance was not reached."
+    if l2 == 0 and _sorts(problem, head):
+        raise ValueError(
+            "the training set is separable: without l2 the loss falls for ever as W grows, and there is no minimiser; "
+            "take l2 > 0"
+        )
+    if gap > tol:
+        warnings.warn(f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more", stacklevel=3)
+
+
 def l2_path(
     feats: Features,
     num_classes: int,
@@ -303,23 +312,19 @@ def l2_path(
     w = _checked(feats, num_classes, l2s, weights, class_weights)
     problem = _Problem(feats.x, feats.y, w)
     small, spectrum, back = _prepare(problem)
-    W, probes, to_small = torch.zeros(len(small.target), small.x.shape[1]).to(small.mean), {}, problem.scale
-    if small is not problem:
-        to_small *= small.scale
-    for l2 in sorted(set(l2s), reverse=True):
-        W, b = _solve(small, l2 / to_small**2 or _TINY, tol, spectrum, W)
-        V = back(W)
-        b, loss, gap = _certified(problem, V, b, l2 / problem.scale**2)
-        if l2 == 0 and _sorts(problem, V, b):
-            raise ValueError(
-                "the training set is separable: without l2 the loss falls for ever as W grows, and there is no minimiser; "
-                "take l2 > 0"
-            )
-        if gap > tol:
-            warnings.warn(
-                f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more", stacklevel=2
-            )
-        probes[l2] = Probe(*_in_units(problem, V, b, num_classes), loss, gap, l2)
+    unit = problem.scale * (1 if small is problem else small.scale)
+    solved = [(math.inf, torch.zeros(len(small.classes), small.x.shape[1] + 1).to(small.mean))]
+    probes, exact = {}, small.x.numel() < 1e6  # small problems take no shortcut
+    for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
+        V = _ahead(solved, l2)
+        for dtype in [torch.float64] if exact else [torch.float32, torch.float64]:
+            V = _solve(small, l2 / unit**2 or _TINY, tol, spectrum, V, dtype)
+            head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2)
+            if not gap > tol:
+                break
+        solved.append((l2, V))
+        _explain(problem, head, l2, gap, tol)
+        probes[l2] = Probe(*_in_units(problem, head, num_classes), loss, gap, l2)
     return [probes[l2] for l2 in l2s]
 
 # %% ../nbs/08_probing.ipynb #701259c8
