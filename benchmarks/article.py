@@ -5,13 +5,22 @@ one by one through a Dataset and a DataLoader. Ours: the backbone runs once over
 solved until its certificate is below 1e-8. Both then evaluate on the same test pictures, each in its own way. Weights
 are random unless --weights names a torchvision model whose published file is in the cache: time does not depend on
 them. The article's cost grows linearly with the pictures and ours at most so, hence more pictures do not lower the ratio.
+There is a test picture for every five training pictures, as in CIFAR-10; `fit_cpu_s` is the CPU time up to theta_fine,
+without the evaluation.
+
+Residual branches of the random network are damped to 0.1 (the weight of each block's last BatchNorm): undamped, a random
+ResNet-50 amplifies every rounding error, which trained networks do not, and no bfloat16 feature would pass its check.
 """
+
+import copy
+import time
 
 import torch
 from common import arguments, middle, paired, ratios, show
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet50
+from torchvision.models.resnet import Bottleneck
 from torchvision.transforms.functional import to_tensor
 
 from sft_nb.data import Images, Loader
@@ -49,6 +58,8 @@ def network(train):
     torch.manual_seed(0)
     model = resnet50(weights=None).train()
     for m in model.modules():
+        if isinstance(m, Bottleneck):
+            m.bn3.weight.fill_(0.1)
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = None  # a plain average
     for xb, _ in Loader(train[:64], 32, NORMALISE):
@@ -69,16 +80,17 @@ def article(train, test, epochs, device):
     loss = nn.CrossEntropyLoss()
 
     def run():
+        start = time.process_time()
         for _ in range(epochs):
             for xb, yb in DataLoader(Pictures(train), batch_size=32, shuffle=True):
                 opt.zero_grad()
                 loss(model(xb.to(device)), yb.to(device)).backward()
                 opt.step()
-        right = 0
+        right, fit = 0, time.process_time() - start
         with torch.no_grad():  # the article evaluates nothing; this is the least that one would add
             for xb, yb in DataLoader(Pictures(test), batch_size=32):
                 right += (model(xb.to(device)).argmax(1).cpu() == yb).sum().item()
-        return dict(accuracy=right / len(test))
+        return dict(accuracy=right / len(test), fit_cpu_s=fit)
 
     return run
 
@@ -86,19 +98,16 @@ def article(train, test, epochs, device):
 def ours(train, test, device, dtype):
     backbone = network(train)
     backbone.fc = nn.Identity()
-    freshly = lambda ds: Loader(ds, 64, NORMALISE, device=device)
+    freshly = lambda ds: Loader(ds, 128 if ds.x.shape[-1] < 64 else 32, NORMALISE, device=device)
 
     def run():
+        start = time.process_time()
         phi = extract(backbone.to(device), freshly(train), dtype=dtype)
         probe = solve_head(phi, 10, l2=1e-3)
+        fit = time.process_time() - start
         there = extract(backbone, freshly(test), dtype=dtype)
         right = (probe.logits(there.x).argmax(1) == there.y).double().mean().item()
-        return dict(accuracy=right, gap=probe.gap)
-
-    if dtype != torch.float32:  # the check: where it fails, extract computes in float32 and this figure is zero
-        few = freshly(train[:64])
-        error = relative_error(extract(backbone.to(device), few, dtype=dtype).x, extract(backbone, few).x)
-        print(f"relative error of the {dtype} features: {error:.4f}")
+        return dict(accuracy=right, gap=probe.gap, fit_cpu_s=fit)
 
     return run
 
@@ -107,7 +116,7 @@ if __name__ == "__main__":
     args = arguments(__doc__, px=32, train=0, epochs=10)
     n = (
         args.train
-        or {(False, False): 1280, (True, False): 96, (False, True): 320, (True, True): 32}[args.px > 64, args.quick]
+        or {(False, False): 10_000, (True, False): 256, (False, True): 320, (True, True): 32}[args.px > 64, args.quick]
     )
     train, test = pictures(n, args.px, 1), pictures(max(32, n // 5), args.px, 2)
     config = dict(px=args.px, train=n, test=len(test), epochs=args.epochs, device=args.device, quick=args.quick)
@@ -116,8 +125,13 @@ if __name__ == "__main__":
         "features once, fp32": ours(train, test, args.device, torch.float32),
         "features once, bf16": ours(train, test, args.device, torch.bfloat16),
     }
-    for f in list(subjects.values())[1:]:
-        f()  # warm up: the one-time choice of kernels is not what is measured
+    for dtype in (torch.float32, torch.bfloat16):  # the one-time choice of kernels is not what is measured
+        ours(train[:64], test[:32], args.device, dtype)()
+    with torch.inference_mode():
+        few, net = NORMALISE(train.x[:16].to(args.device)), network(train).eval().to(args.device)
+        net.fc = nn.Identity()
+        half = copy.deepcopy(net).bfloat16()(few.bfloat16())
+        config["bf16_error"] = relative_error(half, net(few))  # above 0.03 the bfloat16 row is computed in float32
     record = paired("article", config, subjects, 1 if args.quick else args.repeats, args.device)
     show(
         record,
@@ -125,4 +139,7 @@ if __name__ == "__main__":
         dict(accuracy=lambda r: f"{r['accuracy']:.3f}", gap=lambda r: f"{r['gap']:.1e}" if "gap" in r else ""),
     )
     for s in list(subjects)[1:]:
-        print(f"{s}: {middle(ratios(record, 'article', s), 1)} times less CPU than the article's program")
+        whole, fit = ratios(record, "article", s), ratios(record, "article", s, "fit_cpu_s")
+        print(
+            f"{s}: {middle(fit, 1)} times less CPU than the article's program to theta_fine, {middle(whole, 1)} evaluated"
+        )

@@ -40,7 +40,7 @@ def our_path(feats, classes, l2s, tol):
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__, values=20, low=1e-6, high=1e-1, problem="20,000 x 512, much noise")
+    args = arguments(__doc__, values=20, low=1e-6, high=1e-1, problem="20,000 x 512")
     name, spec = next(iter(QUICK.items())) if args.quick else (args.problem, PROBLEMS[args.problem])
     feats, classes = problem(spec), spec["c"]
     l2s = torch.logspace(*torch.tensor([args.high, args.low]).log10().tolist(), args.values).tolist()

@@ -49,11 +49,14 @@ def relu_features(
     return Features(x, y)
 
 
-# The first is the size of CIFAR-10 through a ResNet-50; the others differ in conditioning and overlap
+# The first is the size of CIFAR-10 through a ResNet-50. Its classes overlap so much that the optimum sorts about 92 % of
+# the training set, near what the published linear probe reaches on CIFAR-10 (91.5 % on test); the next two are nearly
+# separable, at an optimum of 1e-4 nats, with small and with large features. The last two differ in size and overlap.
 PROBLEMS = {
-    "50,000 x 2,048": dict(n=50_000, d=2048, c=10),
+    "50,000 x 2,048": dict(n=50_000, d=2048, c=10, separation=0.38, noise=0.3),
+    "far apart, 50,000 x 2,048": dict(n=50_000, d=2048, c=10),
     "large features, 50,000 x 2,048": dict(n=50_000, d=2048, c=10, separation=0.7, gain=10.0),
-    "20,000 x 512, much noise": dict(n=20_000, d=512, c=10, noise=0.5, separation=1.0),
-    "20,000 x 512, far apart": dict(n=20_000, d=512, c=10, noise=0.002, separation=3.0),
+    "20,000 x 512": dict(n=20_000, d=512, c=10, separation=0.38, noise=0.3),
+    "far apart, 20,000 x 512": dict(n=20_000, d=512, c=10, separation=1.0, noise=0.5),
 }
 QUICK = {f"quick: {name}": spec | dict(n=4000, d=256) for name, spec in PROBLEMS.items()}
