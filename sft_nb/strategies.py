@@ -245,21 +245,21 @@ def run_phases(
 LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe"),)
 FULL = (Phase(("*",), 20, 1e-3, schedule="one_cycle", name="full"),)
 LP_FT = LINEAR_PROBING + FULL  # Kumar et al. 2022
-LAST_BLOCK = (Phase(("last", "head.*"), 20, 1e-3, schedule="one_cycle", name="last block"),)
-L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.1, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
-BN_ONLY = (Phase(("norm",), 20, 3e-3, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
-BITFIT = (Phase(("bias",), 20, 3e-3, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
+LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="last block"),)
+L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
+BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
+BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
 LORA = (
-    Phase(("*.lora_[AB]", "head.*"), 20, 3e-3, schedule="one_cycle", start="lora:4", name="LoRA"),
+    Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start="lora:4", name="LoRA"),
 )  # Hu et al. 2021
-FROM_SCRATCH = (Phase(("*",), 20, 1e-3, schedule="one_cycle", start="random", name="from scratch"),)
+FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start="random", name="from scratch"),)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e41
 def surgical(
     block: str,  # A child of the backbone, e.g. "layer1"
 ) -> tuple[Phase, ...]:
     "One block and the head (Lee et al. 2023)."
-    return (Phase((f"backbone.{block}.*", "head.*"), 20, 1e-3, schedule="one_cycle", name=block),)
+    return (Phase((f"backbone.{block}.*", "head.*"), 20, 3e-3, schedule="one_cycle", name=block),)
 
 
 def gradual_unfreezing(
