@@ -229,6 +229,12 @@ def test_a_head_trained_by_steps_approaches_the_solved_one_from_above():
     assert s[-1].loss == pytest.approx(probe.loss, abs=1e-5)
 
 
+def test_loras_scale_is_two():
+    "alpha = 2 rank, as in chapter 11."
+    scales = {t.item() for n, t in run("lora")[1].items() if n.endswith("lora_scale")}
+    assert scales == {2.0}
+
+
 # from scratch
 
 
@@ -334,6 +340,15 @@ def test_the_yielded_loss_is_the_objective(points):
     assert away > 0 and twice[1].loss == pytest.approx(value, rel=1e-6)
     again = drain(model, dl, (phase,))  # the anchor is where the backbone stands when a run begins
     assert again[0].loss == pytest.approx(value - 0.35 * away, rel=1e-6)
+
+
+def test_l2_is_on_all_that_learns_where_this_phase_has_no_anchor(points):
+    model = mlp()
+    square = sum(p.square().sum().item() for n, p in model.named_parameters() if n != "head.bias")
+    risk = F.cross_entropy(model(points.x), points.y).item()
+    phase = Phase(("*",), 1, 0.05, l2=0.3)
+    first = drain(model, Loader(points, 30), (phase, replace(phase, anchor=1.0)))[0].loss  # another phase has one
+    assert first == pytest.approx(risk + 0.15 * square, rel=1e-6)
 
 
 def objective(theta, model, pre, points, a, b):
