@@ -299,7 +299,7 @@ def _explain(problem, head, l2, gap, tol):
     if gap > tol:
         warnings.warn(f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more", stacklevel=3)
 
-
+# %% ../nbs/08_probing.ipynb #5b1e7f04
 def l2_path(
     feats: Features,
     num_classes: int,
