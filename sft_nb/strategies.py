@@ -232,7 +232,7 @@ def run_phases(
     "Carry out a strategy, and yield after every step, with the penalised loss; ask on until it ends."
     if not isinstance(model, TransferModel):
         raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
-    if not phases or not all(isinstance(p, Phase) for p in phases):
+    if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
     theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
     for phase in phases:
@@ -245,21 +245,21 @@ def run_phases(
 LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe"),)
 FULL = (Phase(("*",), 20, 1e-3, schedule="one_cycle", name="full"),)
 LP_FT = LINEAR_PROBING + FULL  # Kumar et al. 2022
-LAST_BLOCK = (Phase(("last", "head.*"), 20, 1e-3, schedule="one_cycle", name="last block"),)
-L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.1, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
-BN_ONLY = (Phase(("norm",), 20, 3e-3, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
-BITFIT = (Phase(("bias",), 20, 3e-3, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
+LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="last block"),)
+L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
+BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
+BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
 LORA = (
-    Phase(("*.lora_[AB]", "head.*"), 20, 3e-3, schedule="one_cycle", start="lora:4", name="LoRA"),
+    Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start="lora:4", name="LoRA"),
 )  # Hu et al. 2021
-FROM_SCRATCH = (Phase(("*",), 20, 1e-3, schedule="one_cycle", start="random", name="from scratch"),)
+FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start="random", name="from scratch"),)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e41
 def surgical(
     block: str,  # A child of the backbone, e.g. "layer1"
 ) -> tuple[Phase, ...]:
     "One block and the head (Lee et al. 2023)."
-    return (Phase((f"backbone.{block}.*", "head.*"), 20, 1e-3, schedule="one_cycle", name=block),)
+    return (Phase((f"backbone.{block}.*", "head.*"), 20, 3e-3, schedule="one_cycle", name=block),)
 
 
 def gradual_unfreezing(
@@ -359,7 +359,7 @@ def lr_finder(
     phase: Phase = FULL[0],  # What learns and how; its lr and schedule do not count
     low: float = 1e-6,  # The first rate
     high: float = 1.0,  # The last
-    n: int = 100,  # Steps between them; it ends sooner if the loss runs away
+    n: int = 100,  # Steps between them; it ends sooner where the loss is four times the first
 ) -> tuple[list[float], list[float]]:  # Rates of the head, and the loss before each step
     "Train while the rate grows by a constant factor from step to step (Smith 2017)."
     if not 0 < low < high < math.inf or n < 2:
@@ -373,7 +373,7 @@ def lr_finder(
         for s in islice(steps(trial, dl, opt, n, loss, grow), n):
             lrs.append(s.lr)
             losses.append(s.loss)
-            if s.loss > 4 * min(losses):
+            if s.loss > 4 * losses[0]:
                 break
     return lrs, losses
 
