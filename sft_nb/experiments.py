@@ -70,24 +70,14 @@ class Config:
     "One experiment, whole: its record can be made again from this and nothing else."
 
     pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=_NETWORKS)
-    task: str = _option(
-        "digits_wild",
-        "the target: pocket task, cifar10, or a folder of pictures",
-        known=(*TASKS, "cifar10"),
-        folder=True,
-    )
+    task: str = _option("digits_wild", "the target, or a folder of pictures", known=(*TASKS, "cifar10"), folder=True)
     strategy: str = _option("linear_probing", "what fine-tuning does, chapter 10", known=tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
-    seed: int = _option(0, "which labels, which order, which random numbers", low=0, high=2**32 - 1)
+    seed: int = _option(0, "which labels, which order, which random numbers", low=0, high=1_000_000_000)
     budget: int = _option(2, "candidates tried on validation pictures, the same number for all", low=1, high=8)
-    lr: float = _option(
-        3e-3, "smallest learning rate tried; each further one is three times as large", low=1e-7, high=1.0
-    )
+    lr: float = _option(3e-3, "smallest learning rate tried; each further one is three times it", low=1e-7, high=1.0)
     l2: float = _option(
-        0.1,
-        "strength of the penalty; where nothing trains by steps the largest tried, each further one is a tenth",
-        low=1e-8,
-        high=100.0,
+        0.1, "penalty; of a solved head the largest tried, each further one a tenth", low=1e-8, high=100.0
     )
     epochs: int = _option(10, "passes over the labelled pictures, all phases together", low=1, high=10_000)
     batch_size: int = _option(32, "pictures in a step", low=1, high=100_000)
@@ -142,7 +132,7 @@ def _phases(config, model, axis, value):
     numbers = dict(lr=value, l2=config.l2, epochs=config.epochs) if axis == "lr" else dict(l2=value)
     return scaled(strategy(config.strategy, model), **numbers)
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de3a
 @dataclass(frozen=True)
 class _Setting:
     "What all candidates of an experiment share."
@@ -187,7 +177,7 @@ def _fit(s, axis, value):
     cost = measure(lambda: sum(1 for _ in run_phases(model, s.training(), phases)))
     return _Fit(model, phases, cost.result, cost.seconds)
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de3b
 def _search(s):
     "Every candidate's validation accuracy, and the best candidate; of equals the first."
     axis, values = _candidates(s.config, s.model())
@@ -222,7 +212,7 @@ def _source_accuracy(s, fit):
     before = TransferModel(fit.model.backbone, s.pre.head.to(s.config.device))
     return accuracy(*predict(before, s.loader(_source_test(POCKET[s.config.pretrained][0]))))
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de3c
 def _gap(s, fit):
     "The certificate of a strategy that ends in a solved head: the same solution once more, with its proof."
     last = fit.phases[-1]
@@ -312,7 +302,7 @@ def read_records(
         found[record.config] = record
     return list(found.values())
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de4a
 def grid(
     **axes,  # A value, or a list of values, for each field of Config that is not to be its default
 ) -> list[Config]:
@@ -321,7 +311,7 @@ def grid(
     several = lambda v: v if isinstance(v, list | tuple | range) else [v]
     return [Config(**dict(zip(axes, values, strict=True))) for values in product(*map(several, axes.values()))]
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de4b
 def sweep(
     configs: Iterable[Config],
     path: Path | str,  # A file of JSON lines, made if it is not there; what it holds is not run again
@@ -350,7 +340,7 @@ def _pace(config):
     )  # gradients, Adam's moments
     return max(0.0, short.seconds - short.steps * step), step, look, held
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de5a
 def forecast(
     configs: Iterable[Config],
 ) -> Cost:  # How many runs; their seconds; the bytes that the largest one's training holds, pictures left out
@@ -382,7 +372,7 @@ def _rank(name, value):
     known = next(f.metadata.get("known") for f in fields(Config) if f.name == name)
     return value if not known else known.index(value) if value in known else len(known)
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de6a
 def table(
     records: Iterable[Record],
     by: Sequence[str] = ("task", "shots", "strategy"),  # Fields of Config: one row for each combination
@@ -417,22 +407,32 @@ class Comparison:
     p: float  # Exact sign test on the pairs that differ
 
 
+def _keyed(records, but, value):
+    "A value of every record, by all of its Config that is not in `but`."
+    records = list(records)
+    found = {tuple(v for k, v in asdict(r.config).items() if k not in but): getattr(r, value) for r in records}
+    if len(found) < len(records):
+        raise ValueError(
+            f"{len(records) - len(found)} records differ from others in {', '.join(but)} alone: pair two groups"
+        )
+    return found
+
+# %% ../nbs/12_experiments.ipynb #12c0de6b
 def compare(
     a: Iterable[Record],
     b: Iterable[Record],  # The same experiments, but for the fields in `but`
-    but: Sequence[str] = ("strategy",),  # In what the two may differ
+    but: Sequence[str] = ("strategy",),  # In what the two groups differ
     value: str = "accuracy",
     level: float = 0.95,
 ) -> Comparison:
     "Mean difference over pairs that agree in everything else, with its t interval and an exact sign test."
     _named(Config, but)
     _measured([value])
-    key = lambda r: tuple(v for k, v in asdict(r.config).items() if k not in but)
-    first, second = ({key(r): getattr(r, value) for r in side} for side in (a, b))
+    first, second = _keyed(a, but, value), _keyed(b, but, value)
     if not first or first.keys() != second.keys():
         alone = len(first.keys() ^ second.keys())
         raise ValueError(
-            f"every record needs its partner, and {alone} have none: compare groups that differ in {but} only"
+            f"of {len(first)} and {len(second)} records {alone} have no partner that differs in {', '.join(but)} alone"
         )
     d = torch.tensor([first[k] - second[k] for k in first], dtype=torch.float64)
     half = float(stdtrit(len(d) - 1, (1 + level) / 2) * d.std() / math.sqrt(len(d))) if len(d) > 1 else math.inf
@@ -465,10 +465,7 @@ def _add_options(parser, several):
     for f in fields(Config):
         about = f.metadata
         known = about.get("known", ())
-        if known:
-            there = f"{', '.join(known[:14])}{', ...' if len(known) > 14 else ''}"
-        else:
-            there = f"{about['low']:g} to {about['high']:g}"
+        there = ", ".join(known[:14]) + ", ..." * (len(known) > 14) or f"{about['low']:g} to {about['high']:g}"
         parser.add_argument(
             f"--{f.name.replace('_', '-')}", dest=f.name, type=type(f.default), default=[f.default] if several else f.default,
             nargs="+" if several else None, metavar=f.name.upper(), help=f"{about['help']} ({there}; default {f.default})",
@@ -483,20 +480,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    top = _Parser("sft_nb", description="Fine-tuning experiments: run one, run many, sum up.", allow_abbrev=False)
+    top = _Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table")
-    one = commands.add_parser("run", help="one experiment; its record on stdout", allow_abbrev=False)
-    many = commands.add_parser(
-        "sweep", help="all combinations, one record a line; goes on where it stopped", allow_abbrev=False
-    )
-    summary = commands.add_parser("table", help="mean and spread of records", allow_abbrev=False)
+    add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
+    summary = add("table", "mean and spread of records")
     _add_options(one, several=False)
     _add_options(many, several=True)
     one.add_argument("--out", help="append the record to this file of JSON lines")
     many.add_argument("--out", required=True, help="the file of JSON lines; what it holds is not run again")
     many.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
     summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
-    summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="fields: one row a combination")
+    summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
     for p in (one, many, summary):
         p.add_argument("--format", default="tsv", help=f"{', '.join(_FORMATS)} (default tsv)")
@@ -531,7 +526,7 @@ def _existing(path):
         raise FileNotFoundError(f"there is no file {path}: a sweep writes one with --out {path}")
     return read_records(path)
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de7a
 def main(
     argv: Sequence[str] | None = None,  # The words after `sft_nb`; the command line's own if None
 ) -> int:  # 0 done, 2 wrong input, 130 stopped by Ctrl-C

@@ -484,6 +484,8 @@ def test_comparison_wants_partners():
     for left, right in ((a, b[:2]), ([], []), (a, [replace(r, config=replace(r.config, task="near")) for r in b])):
         with pytest.raises(ValueError, match="partner"):
             compare(left, right)
+    with pytest.raises(ValueError, match="pair two groups"):
+        compare([*a, *b], a)
     one = compare(a[:1], b[:1])
     assert (one.low, one.high) == (-float("inf"), float("inf"))
     with pytest.raises(ValueError, match="did you mean 'strategy'"):
