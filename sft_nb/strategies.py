@@ -182,7 +182,7 @@ def _redraw(net):
     for draw in filter(None, draws.values()):
         draw()
 
-
+# %% ../nbs/10_strategies.ipynb #5c0b1e33
 def _solve(model, dl, l2):
     "Put the certified optimum of the head's problem into the head."
     feats = extract(model.backbone, replace(dl, shuffle=False, augment=None))
@@ -221,7 +221,7 @@ def _train(model, dl, phase, theta_pre, valid, patience):
     if theta is not None:
         model.load_state_dict(theta)
 
-
+# %% ../nbs/10_strategies.ipynb #5c0b1e34
 def run_phases(
     model: TransferModel,  # Trained in place; in eval mode at the end
     dl: Loader,  # The training set's batches
@@ -294,7 +294,7 @@ def strategy(
         raise unknown("strategy", name, STRATEGIES)
     phases = STRATEGIES[name](model) if callable(STRATEGIES[name]) else STRATEGIES[name]
     trial = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         for phase in phases:
             _begin(trial, None, replace(phase, start=phase.start.replace("solve", "")))
     return phases
@@ -309,7 +309,7 @@ def _share(total, weights):
     ends = [round((total - len(weights)) * e / sum(extra)) for e in accumulate(extra)]
     return [1 + b - a for a, b in zip([0, *ends], ends, strict=False)]
 
-
+# %% ../nbs/10_strategies.ipynb #5c0b1e43
 def scaled(
     phases: Sequence[Phase],
     lr: float | None = None,  # The largest rate; all others keep their ratio to it
@@ -366,7 +366,10 @@ def lr_finder(
         raise ValueError(f"lr_finder needs 0 < low < high and n >= 2; got {low}, {high} and {n}")
     trial, dl, lrs, losses = copy.deepcopy(model), replace(dl), [], []
     slow = replace(phase, lr=low, backbone_lr=phase.backbone_lr and phase.backbone_lr * low / phase.lr)
-    with torch.random.fork_rng(devices=[]), suppress(FloatingPointError):  # a loss that is not finite ends it
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        suppress(FloatingPointError),
+    ):  # a loss that is not finite ends it
         loss = _objective(_begin(trial, dl, slow), slow, _theta(model))
         opt = _optimiser(trial, slow)
         grow = lr_scheduler.ExponentialLR(opt, (high / low) ** (1 / (n - 1)))
@@ -377,7 +380,7 @@ def lr_finder(
                 break
     return lrs, losses
 
-
+# %% ../nbs/10_strategies.ipynb #5c0b1e60
 def suggest_lr(
     lrs: Sequence[float],  # Of `lr_finder`
     losses: Sequence[float],  # Of `lr_finder`
