@@ -105,7 +105,7 @@ def _spectrum(problem, rows):
     values, vectors = torch.linalg.eigh(gram)
     return values.clamp(min=0).float(), vectors.float()
 
-
+# %% ../nbs/08_probing.ipynb #5b1e7f05
 def _risk(Z, problem):
     return (problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
 
