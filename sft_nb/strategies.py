@@ -246,7 +246,7 @@ LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe
 FULL = (Phase(("*",), 20, 1e-3, schedule="one_cycle", name="full"),)
 LP_FT = LINEAR_PROBING + FULL  # Kumar et al. 2022
 LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="last block"),)
-L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
+L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.01, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
 BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
 BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
 LORA = (
