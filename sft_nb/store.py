@@ -292,7 +292,10 @@ def _state_in(path):
     try:
         if meta.get("kind") != "checkpoint":
             raise ValueError("it was not written by save_checkpoint")
-        return dict(_unpack(json.loads(meta["tree"]), tensors))
+        state = _unpack(json.loads(meta["tree"]), tensors)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__} is no state")
+        return state
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise StoreError(f"{path} is whole, but holds no checkpoint ({e}): delete it") from e
 
