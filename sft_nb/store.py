@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StoreError', 'replacing', 'Rows', 'save', 'load', 'append_line', 'read_lines', 'save_checkpoint', 'load_checkpoint',
-           'digest']
+           'fetch', 'digest']
 
 # %% ../nbs/25_store.ipynb #a25a69d7
 import hashlib
@@ -17,10 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, build_opener
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 # %% ../nbs/25_store.ipynb #19cd8596
 class StoreError(OSError):
@@ -298,6 +301,57 @@ def _state_in(path):
         return state
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise StoreError(f"{path} is whole, but holds no checkpoint ({e}): delete it") from e
+
+# %% ../nbs/25_store.ipynb #25f00002
+def _pour(url, part):
+    "Fetch what is not yet in the file `part`."
+    have = part.stat().st_size if part.exists() else 0
+    ask = {"User-Agent": "sft_nb"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = build_opener().open(
+            Request(url, headers=ask), timeout=60
+        )  # through the proxy that the environment names
+    except HTTPError as e:
+        if e.code == 416 and have:
+            return  # there is no more: the hash will tell whether it is all
+        raise
+    with answer as r:
+        goes_on = r.status == 206  # a server that does not know of parts sends everything
+        left, start = int(r.headers.get("Content-Length") or 0), have if goes_on else 0
+        bar = tqdm(total=start + left or None, initial=start, desc=part.name, unit="B", unit_scale=True, delay=1)
+        with bar, open(part, "ab" if goes_on else "wb") as f:
+            while block := r.read(1 << 18):
+                f.write(block)
+                bar.update(len(block))
+                left -= len(block)
+    if left > 0:
+        raise OSError(f"it broke off, {left} bytes are missing: call again, and it goes on from there")
+
+
+def _hash_of(path, algorithm):
+    h = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def fetch(
+    url: str,  # With SFT_NB_MIRROR set, a file of this name is fetched from there
+    path: Path,  # What the file will be called
+    begins: str,  # The file's published hash in hexadecimal, or how it begins
+    algorithm: str = "sha256",  # The hash's
+) -> Path:
+    "Download whole and checked, or not at all; one that broke off goes on where it stopped."
+    part, name = path.with_name(f".{path.name}.part"), url.rsplit("/", 1)[1]
+    mirror = os.environ.get("SFT_NB_MIRROR")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _pour(f"{mirror.rstrip('/')}/{name}" if mirror else url, part)
+    if not _hash_of(part, algorithm).startswith(begins):
+        _forget(part)
+        raise OSError(f"what came is not the published file: its {algorithm.upper()} differs")
+    os.replace(part, path)
+    return path
 
 # %% ../nbs/25_store.ipynb #cfd74b5e
 def digest(

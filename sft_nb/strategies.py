@@ -473,7 +473,9 @@ def _resumed(run, about, folder):
     try:
         return _restore(run, state), state["random"]
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-        raise StoreError(f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder") from e
+        raise StoreError(
+            f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
+        ) from e
 
 
 def resumable(
