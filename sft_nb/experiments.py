@@ -77,7 +77,10 @@ class Config:
     budget: int = _option(2, "candidates tried on validation pictures, the same number for all", low=1, high=8)
     lr: float = _option(3e-3, "smallest learning rate tried; each further one is three times it", low=1e-7, high=1.0)
     l2: float = _option(
-        0.1, "penalty; of a solved head the largest tried, each further one a tenth", low=1e-8, high=100.0
+        0.1,
+        "penalty of a solved head; where it is searched, the largest, each further one a tenth",
+        low=1e-8,
+        high=100.0,
     )
     epochs: int = _option(10, "passes over the labelled pictures, all phases together", low=1, high=10_000)
     batch_size: int = _option(32, "pictures in a step", low=1, high=100_000)
@@ -129,8 +132,9 @@ def _candidates(config, model):
 
 def _phases(config, model, axis, value):
     "The strategy with the candidate's numbers."
-    numbers = dict(lr=value, l2=config.l2, epochs=config.epochs) if axis == "lr" else dict(l2=value)
-    return scaled(strategy(config.strategy, model), **numbers)
+    l2 = config.l2 if axis == "lr" else value
+    phases = tuple(replace(p, l2=l2) if p.start == "solve" else p for p in strategy(config.strategy, model))
+    return scaled(phases, lr=value, epochs=config.epochs) if axis == "lr" else phases
 
 # %% ../nbs/12_experiments.ipynb #12c0de3a
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def _spectrum(problem, rows):
     values, vectors = torch.linalg.eigh(gram)
     return values.clamp(min=0).float(), vectors.float()
 
-
+# %% ../nbs/08_probing.ipynb #5b1e7f05
 def _risk(Z, problem):
     return (problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
 
@@ -299,7 +299,7 @@ def _explain(problem, head, l2, gap, tol):
     if gap > tol:
         warnings.warn(f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more", stacklevel=3)
 
-
+# %% ../nbs/08_probing.ipynb #5b1e7f04
 def l2_path(
     feats: Features,
     num_classes: int,

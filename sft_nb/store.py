@@ -272,7 +272,20 @@ def save_checkpoint(
         _forget(part)
     return path
 
+# %% ../nbs/25_store.ipynb #25c0a005
+def _state_in(path):
+    tensors, meta = load(path)
+    try:
+        if meta.get("kind") != "checkpoint":
+            raise ValueError("it was not written by save_checkpoint")
+        state = _unpack(json.loads(meta["tree"]), tensors)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__} is no state")
+        return state
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise StoreError(f"{path} is whole, but holds no checkpoint ({e}): delete it") from e
 
+# %% ../nbs/25_store.ipynb #25c0a009
 def load_checkpoint(
     folder: Path | str,
 ) -> dict | None:  # The newest state that is whole; None where there is no checkpoint yet
@@ -288,19 +301,6 @@ def load_checkpoint(
             f"{folder} holds {len(found)} checkpoints and none of them is whole: delete it and start again"
         )
     return None
-
-# %% ../nbs/25_store.ipynb #25c0a005
-def _state_in(path):
-    tensors, meta = load(path)
-    try:
-        if meta.get("kind") != "checkpoint":
-            raise ValueError("it was not written by save_checkpoint")
-        state = _unpack(json.loads(meta["tree"]), tensors)
-        if not isinstance(state, dict):
-            raise ValueError(f"a {type(state).__name__} is no state")
-        return state
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        raise StoreError(f"{path} is whole, but holds no checkpoint ({e}): delete it") from e
 
 # %% ../nbs/25_store.ipynb #25f00002
 def _pour(url, part):
@@ -327,7 +327,7 @@ def _pour(url, part):
     if left > 0:
         raise OSError(f"it broke off, {left} bytes are missing: call again, and it goes on from there")
 
-
+# %% ../nbs/25_store.ipynb #25f00004
 def _hash_of(path, algorithm):
     h = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as f:

@@ -258,7 +258,7 @@ def _train(run):
     if run.theta is not None:
         run.model.load_state_dict(run.theta)
 
-
+# %% ../nbs/10_strategies.ipynb #5c0e0015
 def _carry_out(run):
     "Every phase from where the run stands."
     while run.k < len(run.phases):
@@ -280,7 +280,7 @@ def _planned(model, dl, phases, valid, patience):
     theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
     return _Run(model, dl, phases, valid, patience, theta_pre=theta_pre)
 
-
+# %% ../nbs/10_strategies.ipynb #5c0b1e35
 def run_phases(
     model: TransferModel,  # Trained in place; in eval mode at the end
     dl: Loader,  # The training set's batches
@@ -296,7 +296,7 @@ LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe
 FULL = (Phase(("*",), 20, 1e-3, schedule="one_cycle", name="full"),)
 LP_FT = LINEAR_PROBING + FULL  # Kumar et al. 2022
 LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="last block"),)
-L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.1, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
+L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.01, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
 BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
 BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
 LORA = (
@@ -400,7 +400,7 @@ def _unpack_steps(c):
     columns = zip(*(c[f].tolist() for f in ("which", "epoch", "i", "loss", "lr", "n")), strict=True)
     return [Step(c["names"][which], *rest) for which, *rest in columns]
 
-
+# %% ../nbs/10_strategies.ipynb #5c0e0014
 def _state(run, history):
     "All that the next step reads, and the steps so far."
     return {f: getattr(run, f) for f in _KEPT} | dict(
@@ -442,7 +442,7 @@ def _about_loader(name, dl):
     kept |= dict(transform=_call(dl.transform), augment=_call(dl.augment), data=digest(dict(x=dl.ds.x, y=dl.ds.y))[:12])
     return {f"{name}.{k}": str(v) for k, v in kept.items()}
 
-
+# %% ../nbs/10_strategies.ipynb #5c0e0011
 def _about(run):
     "What a run is, item by item, as text: a checkpoint goes on under the same only."
     about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__), threads=str(torch.get_num_threads()))
@@ -452,7 +452,7 @@ def _about(run):
     about |= {f"tensor {n}": f"{t.dtype} {list(t.shape)}" for n, t in run.model.state_dict().items()}
     return about | dict(backbone=f"digest {digest(run.model.backbone.state_dict())[:12]}")
 
-
+# %% ../nbs/10_strategies.ipynb #5c0e0012
 def _check_same(folder, there, here):
     "Refuse to go on with something else, and name what differs."
     differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
@@ -477,7 +477,7 @@ def _resumed(run, about, folder):
             f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
         ) from e
 
-
+# %% ../nbs/10_strategies.ipynb #5c0e0010
 def resumable(
     model: TransferModel,  # As for `run_phases`, and built in the same way each time
     dl: Loader,

@@ -76,6 +76,23 @@ def test_agrees_with_scikit_learn(name):
     assert -1e-10 <= sklearn_loss(f, l2) - p.loss + 2e-10 and abs(sklearn_loss(f, l2) - p.loss) < 1e-6
 
 
+@pytest.mark.parametrize("scale,log_l2", [(1.0, -4), (30.0, -5), (1e-3, -3)])
+def test_a_large_problem_takes_float32_steps_to_a_float64_certificate(scale, log_l2):
+    f, l2 = random_problem(4000, 300, 5, seed=4, scale=scale, decay=0.5), 10.0**log_l2
+    assert f.x.numel() > 1e6  # the size from which on directions are computed in float32
+    p = solve_head(f, 5, l2)
+    assert p.gap <= 1e-8
+    assert head_gap(p.W, p.b, f.x, f.y, l2) <= 1.1e-8
+    assert abs(p.loss - sklearn_loss(f, l2, solver="newton-cholesky")) < 1e-6
+
+
+def test_features_far_from_zero_are_no_harder():
+    f = random_problem(4000, 300, 5, seed=5)
+    far = Features(f.x + 50, f.y)
+    p, q = solve_head(f, 5, 1e-3), solve_head(far, 5, 1e-3)
+    assert q.gap <= 1e-8 and abs(p.loss - q.loss) < 1e-6
+
+
 def test_a_thousand_classes():
     f = random_problem(3000, 16, 1000, seed=10)
     p = solve_head(f, 1000, 1e-2)
