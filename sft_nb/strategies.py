@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from hashlib import sha256
 from itertools import accumulate, islice
 from pathlib import Path
 from statistics import fmean
@@ -430,9 +431,15 @@ def _restore(run, state):
 
 # %% ../nbs/10_strategies.ipynb #5c0e0006
 def _call(f):
-    "A function as text: its name and what it encloses, without addresses."
-    inside = [c.cell_contents for c in getattr(f, "__closure__", None) or ()]
-    return re.sub(r" at 0x\w+", "", f"{getattr(f, '__qualname__', f)} {inside or ''}".strip())
+    "A function as text: its name, a hash of its code and what it encloses, without addresses."
+    code = getattr(f, "__code__", None)
+    if code is None:
+        return re.sub(r" at 0x\w+", "", str(f))
+    told = [code.co_code, code.co_names, *(c for c in code.co_consts if not hasattr(c, "co_code"))]
+    inside = [c.cell_contents for c in f.__closure__ or ()]
+    return re.sub(
+        r" at 0x\w+", "", f"{f.__qualname__} {sha256(repr(told).encode()).hexdigest()[:8]} {inside or ''}".strip()
+    )
 
 
 def _about_loader(name, dl):
