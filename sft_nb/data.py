@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from . import world
 from .core import unknown
+from .store import fetch
 
 # %% ../nbs/03_data.ipynb #f5c98050
 from torchvision.datasets import CIFAR10  # isort: skip (after sft_nb, which repairs its import where it must)
@@ -228,20 +228,14 @@ def _unpickle(path, blob):
 def _absent(archive, official, why):
     return (
         f"{archive} {why}: fetch {official.url} where there is a network and put it at {archive}; "
+        f"or set SFT_NB_MIRROR to the address of a folder that has it; "
         f'or stay offline with pocket("digits_wild")'
     )
 
 
 def _download(archive, official):
-    "Fetch, check, then rename: the archive appears whole or not at all."
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=archive.parent) as tmp:
-            part = Path(tmp) / archive.name
-            torch.hub.download_url_to_file(official.url, str(part))
-            if not check_integrity(part, official.tgz_md5):
-                raise OSError("what came is not the published file: its MD5 differs")
-            part.replace(archive)
+        fetch(official.url, archive, official.tgz_md5, "md5")
     except Exception as e:  # the way is long, and each library on it has errors of its own
         raise OSError(_absent(archive, official, f"could not be downloaded ({e})")) from e
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .core import unknown
 from .freezing import follow_grad
+from .store import fetch
 
 # %% ../nbs/05_models.ipynb #4b1e7700
 import torchvision  # isort: skip (after sft_nb, which repairs its import where it must)
@@ -86,11 +87,11 @@ def _weights_file(url):
     path, digest = Path(torch.hub.get_dir()) / "checkpoints" / name, name.rsplit("-", 1)[1].split(".")[0]
     if not path.exists():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)  # appears whole or not at all
+            fetch(url, path, digest)
         except Exception as e:  # the way is long, and each library on it has errors of its own
             raise OSError(
                 f"{name} could not be downloaded ({e}): fetch {url} where there is a network and put it at {path}; "
+                f"or set SFT_NB_MIRROR to the address of a folder that has it; "
                 f'or stay offline with load_pretrained("pocket")'
             ) from e
     found = hashlib.sha256()

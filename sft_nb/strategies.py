@@ -5,23 +5,28 @@
 # %% auto #0
 __all__ = ['LINEAR_PROBING', 'FULL', 'LP_FT', 'LAST_BLOCK', 'L2_SP', 'BN_ONLY', 'BITFIT', 'LORA', 'FROM_SCRATCH', 'STRATEGIES',
            'Phase', 'blocks', 'slanted', 'run_phases', 'surgical', 'gradual_unfreezing', 'strategy', 'scaled',
-           'auto_rgn', 'lr_finder', 'suggest_lr']
+           'resumable', 'auto_rgn', 'lr_finder', 'suggest_lr']
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e04
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from hashlib import sha256
 from itertools import accumulate, islice
+from pathlib import Path
 from statistics import fmean
+from threading import Event
 
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+import sft_nb
 from .core import unknown
 from .data import Loader
 from .evaluation import accuracy, predict
@@ -31,7 +36,8 @@ from .models import TransferModel, snapshot
 from .objective import risk, sq_dist
 from .peft import add_lora, bitfit, bn_only
 from .probing import solve_head
-from .training import Step, steps
+from .store import StoreError, digest, load_checkpoint, save_checkpoint
+from .training import Step, random_state, set_random_state, steps
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e10
 @dataclass(frozen=True)
@@ -202,26 +208,80 @@ def _begin(model, dl, phase):
     return _select(model, phase.train)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e34
-def _train(model, dl, phase, theta_pre, valid, patience):
-    "One phase's steps; with `valid`, theta ends where it was best after an epoch, or at the start."
-    opt = _optimiser(model, phase)
-    schedule = _schedule(opt, phase.schedule, phase.epochs * len(dl))
-    score = lambda: accuracy(*predict(model, valid))
-    best, theta, waited = (None, None, 0) if valid is None else (score(), snapshot(model), 0)
-    name, loss = phase.name or " ".join(phase.train), _objective(model, phase, theta_pre)
-    for s in steps(model, dl, opt, phase.epochs, loss, schedule, name):
+@dataclass
+class _Run:
+    "A strategy and where it stands: with the model and the random streams, all that the next step reads."
+
+    model: TransferModel
+    dl: Loader
+    phases: Sequence[Phase]
+    valid: Loader | None
+    patience: int
+    k: int = 0  # Phase
+    at: tuple[int, int] = (0, 0)  # Epoch and step that come next
+    opt: torch.optim.Optimizer | None = None  # None: the phase has not begun
+    schedule: lr_scheduler.LRScheduler | None = None
+    best: float | None = None  # Accuracy on valid, and theta there
+    theta: dict | None = None
+    waited: int = 0  # Epochs since then
+    theta_pre: dict | None = None  # Where an anchor holds
+
+
+def _score(run):
+    return accuracy(*predict(run.model, run.valid))
+
+
+def _tools(run):
+    "The phase's optimiser and schedule, fresh."
+    phase = run.phases[run.k]
+    run.opt = _optimiser(run.model, phase)
+    run.schedule = _schedule(run.opt, phase.schedule, phase.epochs * len(run.dl))
+
+# %% ../nbs/10_strategies.ipynb #5c0e0035
+def _train(run):
+    "The current phase's steps from where it stands; with `valid`, theta ends where it was best after an epoch, or at the start."
+    if run.opt is None:
+        _tools(run)
+        if run.valid is not None:
+            run.best, run.theta = _score(run), snapshot(run.model)
+    phase, loss = run.phases[run.k], _objective(run.model, run.phases[run.k], run.theta_pre)
+    name, ended = phase.name or " ".join(phase.train), lambda: run.waited == run.patience > 0
+    for s in () if ended() else steps(run.model, run.dl, run.opt, phase.epochs, loss, run.schedule, name, run.at):
+        last = s.i + 1 == len(run.dl)
+        run.at = (s.epoch + 1, 0) if last else (s.epoch, s.i + 1)
+        if last and run.valid is not None:
+            run.waited += 1
+            if (now := _score(run)) > run.best:
+                run.best, run.theta, run.waited = now, snapshot(run.model), 0
         yield s
-        if valid is None or s.i + 1 < len(dl):
-            continue
-        waited += 1
-        if (now := score()) > best:
-            best, theta, waited = now, snapshot(model), 0
-        if waited == patience > 0:
+        if ended():
             break
-    if theta is not None:
-        model.load_state_dict(theta)
+    if run.theta is not None:
+        run.model.load_state_dict(run.theta)
+
+# %% ../nbs/10_strategies.ipynb #5c0e0015
+def _carry_out(run):
+    "Every phase from where the run stands."
+    while run.k < len(run.phases):
+        phase = run.phases[run.k]
+        if run.opt is None:
+            _begin(run.model, run.dl, phase)
+        if phase.epochs:
+            yield from _train(run)
+        run.k, run.at, run.opt, run.schedule, run.best, run.theta, run.waited = run.k + 1, (0, 0), *[None] * 4, 0
+    run.model.eval()
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e34
+def _planned(model, dl, phases, valid, patience):
+    "The run of a strategy before its first step, or one sentence why there is none."
+    if not isinstance(model, TransferModel):
+        raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
+    if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
+        raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
+    theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
+    return _Run(model, dl, phases, valid, patience, theta_pre=theta_pre)
+
+# %% ../nbs/10_strategies.ipynb #5c0b1e35
 def run_phases(
     model: TransferModel,  # Trained in place; in eval mode at the end
     dl: Loader,  # The training set's batches
@@ -230,16 +290,7 @@ def run_phases(
     patience: int = 0,  # End a phase after so many epochs without a better one; 0: never
 ) -> Iterator[Step]:
     "Carry out a strategy, and yield after every step, with the penalised loss; ask on until it ends."
-    if not isinstance(model, TransferModel):
-        raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
-    if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
-        raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
-    theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
-    for phase in phases:
-        _begin(model, dl, phase)
-        if phase.epochs:
-            yield from _train(model, dl, phase, theta_pre, valid, patience)
-    model.eval()
+    yield from _carry_out(_planned(model, dl, phases, valid, patience))
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e40
 LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe"),)
@@ -328,6 +379,143 @@ def scaled(
             new |= dict(epochs=next(long), lr=p.lr * k, backbone_lr=p.backbone_lr and p.backbone_lr * k)
         out.append(replace(p, **new))
     return tuple(out)
+
+# %% ../nbs/10_strategies.ipynb #5c0e0002
+_COUNTED = ("epoch", "i", "n")
+_MEASURED = ("loss", "lr")
+_KEPT = ("k", "at", "best", "theta", "waited", "theta_pre")  # Of a _Run, as it is
+
+
+def _pack_steps(history):
+    "Steps as columns."
+    names = list(dict.fromkeys(s.phase for s in history))
+    column = lambda f, dtype: torch.tensor([getattr(s, f) for s in history], dtype=dtype)
+    which = torch.tensor([names.index(s.phase) for s in history], dtype=torch.int64)
+    return dict(
+        names=names, which=which, **{f: column(f, torch.int64) for f in _COUNTED},
+        **{f: column(f, torch.float64) for f in _MEASURED},
+    )  # fmt: skip
+
+
+def _unpack_steps(c):
+    columns = zip(*(c[f].tolist() for f in ("which", "epoch", "i", "loss", "lr", "n")), strict=True)
+    return [Step(c["names"][which], *rest) for which, *rest in columns]
+
+# %% ../nbs/10_strategies.ipynb #5c0e0014
+def _state(run, history):
+    "All that the next step reads, and the steps so far."
+    return {f: getattr(run, f) for f in _KEPT} | dict(
+        model=dict(run.model.state_dict()), opt=run.opt and run.opt.state_dict(),
+        schedule=run.schedule and run.schedule.state_dict(), history=_pack_steps(history), random=random_state(),
+        epochs=[run.dl.epoch - (run.at[1] > 0), run.valid and run.valid.epoch],  # an epoch that has begun begins again
+    )  # fmt: skip
+
+# %% ../nbs/10_strategies.ipynb #5c0e0004
+def _restore(run, state):
+    "Put a fresh run where the state was taken; the steps so far. The random streams are the caller's."
+    for phase in run.phases[: state["k"] + 1] if state["opt"] or state["k"] else ():
+        _begin(run.model, None, replace(phase, start=phase.start if phase.start.startswith("lora") else ""))
+    for f in _KEPT:
+        setattr(run, f, state[f])
+    if state["opt"]:
+        _tools(run)
+        run.opt.load_state_dict(state["opt"])
+    if run.schedule:
+        run.schedule.load_state_dict(state["schedule"])
+    run.model.load_state_dict(state["model"])
+    run.theta_pre = {n: t.to(run.dl.device) for n, t in state["theta_pre"].items()}
+    run.dl.epoch = state["epochs"][0]
+    if run.valid:
+        run.valid.epoch = state["epochs"][1]
+    return _unpack_steps(state["history"])
+
+# %% ../nbs/10_strategies.ipynb #5c0e0006
+def _call(f):
+    "A function as text: its name, a hash of its code and what it encloses, without addresses."
+    code = getattr(f, "__code__", None)
+    if code is None:
+        return re.sub(r" at 0x\w+", "", str(f))
+    told = [code.co_code, code.co_names, *(c for c in code.co_consts if not hasattr(c, "co_code"))]
+    inside = [c.cell_contents for c in f.__closure__ or ()]
+    return re.sub(
+        r" at 0x\w+", "", f"{f.__qualname__} {sha256(repr(told).encode()).hexdigest()[:8]} {inside or ''}".strip()
+    )
+
+
+def _about_loader(name, dl):
+    if dl is None:
+        return {name: "None"}
+    kept = dict(batch_size=dl.batch_size, shuffle=dl.shuffle, seed=dl.seed, device=dl.device)
+    kept |= dict(transform=_call(dl.transform), augment=_call(dl.augment), data=digest(dict(x=dl.ds.x, y=dl.ds.y))[:12])
+    return {f"{name}.{k}": str(v) for k, v in kept.items()}
+
+# %% ../nbs/10_strategies.ipynb #5c0e0011
+def _about(run):
+    "What a run is, item by item, as text: a checkpoint goes on under the same only."
+    about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__), threads=str(torch.get_num_threads()))
+    about |= {f"phases[{i}].{k}": repr(v) for i, p in enumerate(run.phases) for k, v in asdict(p).items()}
+    about |= _about_loader("dl", run.dl) | _about_loader("valid", run.valid) | dict(patience=str(run.patience))
+    about |= {f"layer {n}": f"{type(m).__name__}({m.extra_repr()})" for n, m in run.model.named_modules() if n}
+    about |= {f"tensor {n}": f"{t.dtype} {list(t.shape)}" for n, t in run.model.state_dict().items()}
+    return about | dict(backbone=f"digest {digest(run.model.backbone.state_dict())[:12]}")
+
+# %% ../nbs/10_strategies.ipynb #5c0e0012
+def _check_same(folder, there, here):
+    "Refuse to go on with something else, and name what differs."
+    differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    if differ:
+        which = "; ".join(f"{k} was {there.get(k, 'not there')}, now {here.get(k, 'not there')}" for k in differ[:3])
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ValueError(
+            f"{folder} holds the checkpoints of another run ({which}{more}): start as that one did, or use another folder"
+        )
+
+# %% ../nbs/10_strategies.ipynb #5c0e0007
+def _resumed(run, about, folder):
+    "The newest checkpoint's steps and random streams, the run put where it stood; nothing where there is none."
+    state = load_checkpoint(folder)
+    if state is None:
+        return [], None
+    _check_same(folder, state.get("about") or {}, about)
+    try:
+        return _restore(run, state), state["random"]
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        raise StoreError(
+            f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
+        ) from e
+
+# %% ../nbs/10_strategies.ipynb #5c0e0010
+def resumable(
+    model: TransferModel,  # As for `run_phases`, and built in the same way each time
+    dl: Loader,
+    phases: Sequence[Phase],
+    folder: Path | str,  # The run's own; its checkpoints
+    every: int = 50,  # Steps between two checkpoints: what a crash can cost
+    valid: Loader | None = None,
+    patience: int = 0,
+    stop: Event | None = None,  # When it is set (see `stoppable`): a checkpoint after this step, then KeyboardInterrupt
+) -> Iterator[Step]:
+    "`run_phases`, going on where the folder's newest checkpoint stands; steps taken before come first, from the file."
+    if every < 1:
+        raise ValueError(f"every is a number of steps, 1 or more; got {every}")
+    run = _planned(model, dl, phases, valid, patience)
+    about = _about(run)
+    history, streams = _resumed(run, about, folder)
+    keep = lambda: save_checkpoint(folder, len(history), _state(run, history) | dict(about=about))
+    yield from history
+    if streams is None:
+        keep()  # a folder that cannot be written is found out now
+    else:
+        set_random_state(streams)
+    for s in _carry_out(run):
+        history.append(s)
+        yield s
+        asked = stop is not None and stop.is_set()
+        if asked or len(history) % every == 0:
+            keep()
+        if asked:
+            raise KeyboardInterrupt(f"stopped after {len(history)} steps; called again, it goes on from {folder}")
+    keep()
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e50
 def auto_rgn(

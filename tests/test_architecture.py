@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    0: ["core", "objective", "world"],
-    1: ["data", "freezing", "plots", "store"],
+    0: ["core", "objective", "world", "store"],
+    1: ["data", "freezing", "plots"],
     2: ["models"],
     3: ["features", "training", "evaluation", "peft"],
     4: ["probing"],

@@ -284,17 +284,6 @@ def test_a_wrong_download_is_thrown_away(tmp_path, blobs):
     assert far.as_uri() in str(e.value) and listing(tmp_path / "data") == []
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
-    def half(url, dst, **kwargs):
-        Path(dst).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", half)
-    with pytest.raises(KeyboardInterrupt):
-        cifar10(tmp_path, download=True)
-    assert listing(tmp_path) == []
-
-
 # Values --------------------------------------------------------------------------------------------------------------
 
 

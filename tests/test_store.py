@@ -68,7 +68,7 @@ def test_a_missing_file_is_missing_not_damaged(tmp_path):
         load(tmp_path / "none")
 
 
-def dying(monkeypatch_point, k, path):
+def dying(new, k, path, save=save):
     "In a child: save over `path` and be killed at the k-th call of write, fsync or replace."
     pid = os.fork()
     if pid == 0:
@@ -97,7 +97,7 @@ def dying(monkeypatch_point, k, path):
 
         store.open = lambda *a, **kw: File(open(*a, **kw))
         os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
-        save(path, monkeypatch_point)
+        save(path, new)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
