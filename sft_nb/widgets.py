@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['View', 'play', 'Worker', 'block_table', 'Session', 'as_code', 'as_command', 'misfits', 'Controls', 'controls',
-           'svg_curve', 'Panel']
+           'svg_curve', 'Panel', 'unpack_pictures', 'Learned', 'learn_pictures', 'name_picture', 'OwnPictures']
 
 # %% ../nbs/16_widgets.ipynb #16c0de01
 import base64
@@ -15,12 +15,16 @@ import random
 import shlex
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -28,14 +32,24 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from .data import TASKS, load_split
-from .evaluation import accuracy, interval, predict
+from .data import TASKS, Images, Loader, image_folder, load_split, read_picture
+from .evaluation import Ledger, Score, accuracy, confusion, interval, predict, worst
 from .experiments import Config, Record, candidate, forecast, prepare, record
 from .features import extract
-from .models import POCKET, TransferModel, architecture, find_head, snapshot, take_apart
-from .peft import LoRA
+from sft_nb.models import (
+    POCKET,
+    Pretrained,
+    TransferModel,
+    adapt,
+    architecture,
+    find_head,
+    load_pretrained,
+    snapshot,
+    take_apart,
+)
+from .peft import LoRA, load_delta, save_delta
 from .plots import COLOURS
-from .probing import solve_head
+from .probing import choose, l2_path, solve_head
 from .strategies import blocks, run_phases, scaled, strategy
 
 # %% ../nbs/16_widgets.ipynb #16c0de10
@@ -772,3 +786,217 @@ class Panel(_Watcher):
             self.said = _sentence(e)
         self.watch()
         return self.said
+
+# %% ../nbs/16_widgets.ipynb #16c0de60
+_MOST = dict(zip=100_000_000, pictures=2_000_000_000)  # bytes: of a zip's files unpacked, of a task in memory
+
+
+def unpack_pictures(
+    blob: bytes,  # A zip: a folder for each class, or one folder that holds these
+    folder: str | Path,  # An empty one
+) -> Path:  # The folder that holds one for each class
+    "Unpack an uploaded zip; what is hidden, or would land elsewhere, is left out, and a zip that unfolds too far refused."
+    try:
+        with ZipFile(io.BytesIO(blob)) as z:
+            hidden = lambda n: n.startswith((".", "__MACOSX")) or "/." in n
+            files = [f for f in z.infolist() if not f.is_dir() and not hidden(f.filename)]
+            if (size := sum(f.file_size for f in files)) > _MOST["zip"]:
+                raise ValueError(
+                    f"the zip unfolds to {size / 1e6:,.0f} MB, more than {_MOST['zip'] / 1e6:,.0f}: name a folder"
+                )
+            z.extractall(folder, files)  # keeps inside the folder whatever the names say
+    except BadZipFile as e:
+        raise ValueError(f"this is no zip ({e}): pack one folder of pictures for each class into a zip") from e
+    root = Path(folder)
+    while len(kids := list(root.iterdir())) == 1 and kids[0].is_dir():
+        root = kids[0]
+    return root
+
+# %% ../nbs/16_widgets.ipynb #16c0de61
+@dataclass(frozen=True)
+class Learned:
+    "A head that was solved on pictures of your own, and how good it is."
+
+    model: TransferModel
+    pre: Pretrained
+    classes: tuple[str, ...]
+    size: int  # Pixels of a picture's side
+    l2: float  # Chosen on validation pictures
+    gap: float  # The certificate: F - F* is at most this
+    shown: int  # Pictures it learned from
+    test: Images
+    logits: Tensor  # Of the test pictures
+    note: str  # What was left out
+
+    def score(self) -> Score:
+        "Accuracy on the test pictures, with its interval."
+        return Ledger().score("own pictures", self.logits, self.test.y)
+
+
+def _fits_in_memory(root, size):
+    n = sum(1 for p in Path(root).rglob("*") if p.is_file())
+    if (need := 3 * size * size * n) > _MOST["pictures"]:
+        raise ValueError(
+            f"{n:,} pictures of {size} pixels would take {need / 1e9:.1f} GB, more than {_MOST['pictures'] / 1e9:g}: "
+            "take a smaller folder"
+        )
+
+# %% ../nbs/16_widgets.ipynb #16c0de62
+def learn_pictures(
+    root: str | Path,  # One sub-folder of pictures for each class
+    pretrained: str = "pocket",  # As in `load_pretrained`
+    seed: int = 0,  # Which pictures are for validation, and which for the test
+    l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on the validation pictures
+) -> Learned:
+    "Features once, the certified head, the l2 that is best on validation pictures, one look at the test pictures."
+    pre, size = load_pretrained(pretrained), 32 if pretrained in POCKET else 224
+    if Path(root).is_dir():
+        _fits_in_memory(root, size)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        split = image_folder(root, size, seed=seed, skip_unreadable=True)
+    phi = lambda ds: extract(pre.backbone, Loader(ds, 200, pre.transform))
+    probe = choose(l2_path(phi(split.train), len(split.classes), l2s), phi(split.valid))
+    with _Stream():  # the head that `adapt` draws is overwritten
+        model = adapt(pre, len(split.classes))
+    model.head.load_state_dict(dict(weight=probe.W, bias=probe.b))
+    logits, _ = predict(model, Loader(split.test, 200, pre.transform))
+    note = "; ".join(str(w.message) for w in said if "left out" in str(w.message))
+    return Learned(
+        model, pre, split.classes, size, probe.l2, probe.gap, len(split.train), split.test, logits, note
+    )  # fmt: skip
+
+# %% ../nbs/16_widgets.ipynb #16c0de63
+def name_picture(
+    learned: Learned,
+    picture: str | Path | bytes,  # A file, or what is in it
+) -> dict[str, float]:  # Class -> probability, the likeliest first
+    "What the model takes a new picture for."
+    try:
+        x = read_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture, learned.size)
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # decoders fail in many ways
+        raise ValueError(
+            f"this cannot be read as a picture ({' '.join(str(e).split())}): try a PNG or JPEG file"
+        ) from e
+    with torch.no_grad():
+        p = learned.model.eval()(learned.pre.transform(x[None]))[0].softmax(0)
+    return {learned.classes[i]: float(p[i]) for i in p.argsort(descending=True).tolist()}
+
+
+def _report(learned, mistakes=8):
+    "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
+    s, test = learned.score(), learned.test
+    table = [
+        {"true \\ taken for": escape(name)} | dict(zip(learned.classes, row, strict=True))
+        for name, row in zip(learned.classes, confusion(learned.logits, test.y).tolist(), strict=True)
+    ]
+    bad, taken = worst(learned.logits, test.y, mistakes), learned.logits.argmax(1)
+    names = [f"{learned.classes[test.y[i]]}, taken for {learned.classes[taken[i]]}" for i in bad]
+    return (
+        f"<p>{s.accuracy:.0%} of {len(test)} test pictures are right ({s.low:.0%} to {s.high:.0%}); learned from "
+        f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}. {escape(learned.note)}</p>"
+        + _html_table(table) + "<p>The surest mistakes:</p>" * bool(names) + _gallery(map(_thumbnail, test.x[bad]), names)
+    )  # fmt: skip
+
+# %% ../nbs/16_widgets.ipynb #16c0de64
+class _OwnBoard:
+    "The fields and buttons for pictures of your own."
+
+    def __init__(self, root, pretrained):
+        import ipywidgets as W
+
+        wide, names = W.Layout(width="30em"), Config.__dataclass_fields__["pretrained"].metadata["known"]
+        self.folder = W.Text(value=str(root), description="folder", placeholder="one sub-folder per class", layout=wide)
+        self.upload = W.FileUpload(accept=".zip", description="or a zip")
+        self.pretrained = W.Dropdown(options=names, value=pretrained, description="theta_pre")
+        self.learn = W.Button(description="Learn", tooltip="Features once, then the certified head")
+        self.file = W.Text(value="mine.safetensors", description="delta", layout=wide)
+        self.save, self.load = (W.Button(description=d) for d in ("Save", "Load"))
+        self.picture = W.FileUpload(accept="image/*", description="A new picture")
+        self.said, self.report, self.named = W.HTML(), W.HTML(), W.HTML()
+        hint = W.HTML("A zip up to 8 MB: a folder of pictures for each class. More than that: name a folder.")
+        self.box = W.VBox(
+            [W.HBox([self.folder, self.upload, self.pretrained, self.learn]), hint, self.said, self.report,
+             W.HBox([self.file, self.save, self.load]), self.picture, self.named]
+        )  # fmt: skip
+
+# %% ../nbs/16_widgets.ipynb #16c0de65
+class OwnPictures:
+    "From a folder, or a zip, of your own pictures to a certified head, its report, a file, and names for new pictures."
+
+    _repr_mimebundle_ = View._repr_mimebundle_
+
+    def __init__(
+        self,
+        root: str | Path = "",  # The folder to begin with
+        pretrained: str = "pocket",  # As in `load_pretrained`
+    ):
+        self.board = b = _OwnBoard(root, pretrained)
+        self.box, self.learned = b.box, None
+        for button, act in ((b.learn, _learn), (b.save, _save), (b.load, _load)):
+            button.on_click(lambda _, act=act: self._do(act))
+        b.picture.observe(lambda change: self._do(_name) if b.picture.value else None, "value")
+
+    def still(self) -> dict:
+        "What stands for it where no widget can live: the report."
+        return {"text/html": self.board.said.value + self.board.report.value}
+
+    def _do(self, act):
+        "An action, and what came of it in a sentence; never an error that nobody sees."
+        self.board.said.value = "working ..."
+        try:
+            said = act(self, self.board)
+        except KeyboardInterrupt:
+            said = "stopped from the keyboard"
+        except Exception as e:
+            said = _sentence(e)
+        self.board.said.value = f'<p role="status">{escape(said)}</p>'
+
+# %% ../nbs/16_widgets.ipynb #16c0de66
+_UPLOAD = 8_000_000  # bytes: about what a notebook server passes on in one message
+
+
+def _content(upload):
+    "The bytes of the last file of an upload, or one sentence."
+    f = upload.value[-1]
+    if len(f["content"]) > _UPLOAD:
+        raise ValueError(f"{f['name']} has {len(f['content']) / 1e6:.0f} MB; an upload takes up to {_UPLOAD / 1e6:.0f}")
+    return bytes(f["content"])
+
+
+def _learn(own, b):
+    if not b.upload.value and not b.folder.value.strip():
+        return "name a folder that holds a sub-folder of pictures for each class, or upload a zip of one"
+    blob = _content(b.upload) if b.upload.value else None
+    b.upload.value = ()  # so that the folder counts again next time
+    with TemporaryDirectory() as tmp:
+        root = Path(b.folder.value.strip()).expanduser() if blob is None else unpack_pictures(blob, tmp)
+        own.learned = learn_pictures(root, b.pretrained.value)
+    b.report.value = _report(own.learned)
+    return f"learned {', '.join(own.learned.classes)}"
+
+
+def _save(own, b):
+    if own.learned is None:
+        return "nothing is learned yet: press Learn"
+    size = save_delta(b.file.value, own.learned.model, own.learned.pre)
+    return f"{b.file.value}: {size:,} bytes; on {own.learned.pre.name} it is the whole model again"
+
+
+def _load(own, b):
+    if own.learned is None:
+        return "learn first: a delta holds numbers, and not the names of the classes"
+    own.learned.model.load_state_dict(load_delta(b.file.value, own.learned.pre))
+    return f"theta_fine is that of {b.file.value}, to the bit"
+
+
+def _name(own, b):
+    content, b.picture.value = _content(b.picture), ()
+    if own.learned is None:
+        return "nothing is learned yet: press Learn"
+    named = name_picture(own.learned, content)
+    x = read_picture(io.BytesIO(content), own.learned.size)
+    b.named.value = _thumbnail(x) + _html_table([{"class": n, "probability": p} for n, p in list(named.items())[:5]])
+    return f"this looks like {next(iter(named))}"
