@@ -26,6 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
+# %% ../nbs/16_widgets.ipynb #16c0de02
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
@@ -95,7 +96,7 @@ def _drain(worker, before):
         worker.exception, worker.error = e, _sentence(e)
     worker.doing = ""
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de2f
 def _launch(worker, *states):
     "Go on, in a thread of its own, if this is one of the states to go on from; what happened, in words."
     with _LOCK:
@@ -241,7 +242,7 @@ def _whole(f):
         except _Halted:
             yield
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de3f
 def _look(session):
     "Accuracy on the validation pictures, and what has moved. The model stays as it is."
     n, model = len(session.steps), session.fit.model
@@ -335,7 +336,7 @@ class View:
     def _repr_mimebundle_(self, **kwargs):
         return {**self.box._repr_mimebundle_(**kwargs), **self.still()}
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de12
 def _bundle(drawn):
     "A drawing as MIME type -> data: a figure (or its Axes) is a PNG, a string is SVG or HTML."
     if isinstance(drawn, str):
@@ -517,6 +518,18 @@ def _control(f):
         return W.IntSlider(min=about["low"], max=about["high"], **look)
     return W.IntText(continuous_update=False, **look)  # a slider would be too coarse
 
+# %% ../nbs/16_widgets.ipynb #16c0de36
+def _problems(values):
+    "What is wrong with each value alone, or else with all of them together."
+    alone = {n: _told(lambda n=n, v=v: Config(**{n: v})) for n, v in values.items()}
+    return {n: text for n, text in alone.items() if text} or misfits(Config(**values))
+
+
+def _note(problem, help=""):
+    "A line beside a control: what is wrong, or else what it is for."
+    colour = "--jp-error-color1, #D55E00" if problem else "--jp-ui-font-color2, #666"
+    return f'<span style="color: var({colour})">{escape(("Not like this: " + problem) if problem else help)}</span>'
+
 # %% ../nbs/16_widgets.ipynb #16c0de34
 class Controls:
     "A control for every field of Config. What they are set to is `value`; setting `value` sets them."
@@ -525,11 +538,12 @@ class Controls:
         import ipywidgets as W
 
         self.parts, self.problems = {f.name: _control(f) for f in fields(Config)}, {}
-        self._beside = {f.name: W.HTML() for f in fields(Config)}
-        self.code, self.command = (
-            W.Textarea(rows=2, description=d, layout=W.Layout(width="99%")) for d in ("as code", "in a shell")
+        self._beside = {n: W.HTML() for n in self.parts}
+        wide = dict(rows=2, layout=W.Layout(width="99%"))
+        self.code, self.command = (W.Textarea(description=d, **wide) for d in ("as code", "in a shell"))
+        self.box = W.VBox(
+            [*map(W.HBox, zip(self.parts.values(), self._beside.values(), strict=True)), self.code, self.command]
         )
-        self.box = W.VBox([*(W.HBox([w, self._beside[n]]) for n, w in self.parts.items()), self.code, self.command])
         for part in self.parts.values():
             part.observe(self._follow, "value")
         self.value = config
@@ -548,26 +562,17 @@ class Controls:
     @value.setter
     def value(self, config: Config):
         for n, w in self.parts.items():
-            w.unobserve(self._follow, "value")  # once, when all of them are set
             w.value = getattr(config, n)
-            w.observe(self._follow, "value")
         self._follow()
 
     def _follow(self, change=None):
-        self.problems = {n: e for n, w in self.parts.items() if (e := _told(lambda: Config(**{n: w.value})))}  # noqa: B023
-        self.problems = self.problems or misfits(self.value)
+        self.problems = _problems({n: w.value for n, w in self.parts.items()})
         for f in fields(Config):
             self._beside[f.name].value = _note(self.problems.get(f.name), f.metadata["help"])
-        if not self.problems:
-            self.code.value, self.command.value = as_code(self.value), as_command(self.value)
+        self.code.value = "" if self.problems else as_code(self.value)
+        self.command.value = "" if self.problems else as_command(self.value)
 
 # %% ../nbs/16_widgets.ipynb #16c0de35
-def _note(problem, help=""):
-    "A line beside a control: what is wrong, or else what it is for."
-    colour = "--jp-error-color1, #D55E00" if problem else "--jp-ui-font-color2, #666"
-    return f'<span style="color: var({colour})">{escape(("Not like this: " + problem) if problem else help)}</span>'
-
-
 def controls(
     config: Config = Config(),
 ) -> Controls:
@@ -611,6 +616,13 @@ def _curves(session, title=""):
     return loss, svg_curve(session.valid, "accuracy on validation pictures", end, top=1.0)
 
 
+def _both(session):
+    "The two curves in one drawing."
+    loss, valid = _curves(session, f"{session.config.strategy}: ")
+    valid = valid.replace("<svg", '<svg y="210"', 1)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 420" width="420">{loss}{valid}</svg>'
+
+# %% ../nbs/16_widgets.ipynb #16c0de5a
 def _run_row(r):
     "A line of the table of runs."
     low, high = interval(round(r.accuracy * r.n), r.n)
@@ -649,40 +661,41 @@ def _samples(session, n=8):
     return _gallery(map(_thumbnail, task.valid.x[:n]), captions)
 
 # %% ../nbs/16_widgets.ipynb #16c0de52
+_ABOUT = dict(
+    start="Train from the beginning", pause="Rest after this step", resume="Go on from where it rests",
+    stop="End after this step; what was learned is kept", forecast="Measure a few steps, and say what all will take",
+)  # fmt: skip
+_OPEN = dict(pause=["running"], resume=["paused", "stopped"], stop=["running", "paused"])  # in which states
+
+
 class _Board:
     "What a panel shows: made once, filled anew as often as it likes."
 
     def __init__(self):
         import ipywidgets as W
 
-        about = dict(
-            start="Train from the beginning", pause="Rest after this step", resume="Go on from where it rests",
-            stop="End after this step; what was learned is kept", forecast="Measure a few steps, and say what all will take",
-        )  # fmt: skip
-        names = {n: "Continue" if n == "resume" else n.capitalize() for n in about}
-        self.buttons = {n: W.Button(description=names[n], tooltip=about[n]) for n in about}
+        names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
+        self.buttons = {n: W.Button(description=names[n], tooltip=text) for n, text in _ABOUT.items()}
         self.parts = {n: W.HTML() for n in ("said", "state", "where", "curves", "samples", "blocks", "runs")}
-        self.bar = W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="100%"))
-        p = self.parts
-        self.box = W.VBox(
-            [W.HBox([*self.buttons.values()]), p["said"], p["state"], self.bar, p["where"], p["curves"], p["samples"],
-             p["blocks"], p["runs"]]
-        )  # fmt: skip
+        self.bar, self.look = W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="100%")), None
+        said, state, *rest = self.parts.values()
+        self.box = W.VBox([W.HBox([*self.buttons.values()]), said, state, self.bar, *rest])
 
-    def fill(self, session, said, records):
-        state, where, self.bar.value = _standing(session) if session else ("ready", "", 0.0)
-        shown = dict(said=escape(said), state=f'<b role="status">{escape(state)}</b>', where=escape(where))
-        shown["runs"] = _html_table([_run_row(r) for r in records])
-        if session is not None:
-            shown["curves"] = '<div style="display: flex; flex-wrap: wrap">' + "".join(_curves(session)) + "</div>"
-            if session.valid and self.__dict__.get("look") != (look := (id(session), session.valid[-1], session.state)):
-                self.look, shown["samples"] = look, _samples(session)
-                shown["blocks"] = _html_table([_block_row(row) for row in session.blocks])
-        for name, text in shown.items():
-            self.parts[name].value = text
-        open_now = dict(pause=["running"], resume=["paused", "stopped"], stop=["running", "paused"])
-        for name, states in open_now.items():
-            self.buttons[name].disabled = state.partition(":")[0] not in states
+# %% ../nbs/16_widgets.ipynb #16c0de57
+def _fill(board, session, said, records):
+    "Show how things are. What only changes with a look is drawn after a look."
+    state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
+    shown = dict(said=escape(said), state=f'<b role="status">{escape(state)}</b>', where=escape(where))
+    shown["runs"] = _html_table([_run_row(r) for r in records])
+    if session is not None:
+        shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
+        if session.valid and board.look != (look := (id(session), session.valid[-1], session.state)):
+            board.look, shown["samples"] = look, _samples(session)
+            shown["blocks"] = _html_table([_block_row(row) for row in session.blocks])
+    for name, text in shown.items():
+        board.parts[name].value = text
+    for name, states in _OPEN.items():
+        board.buttons[name].disabled = session is None or session.state not in states
 
 # %% ../nbs/16_widgets.ipynb #16c0de53
 def _start(panel):
@@ -717,7 +730,7 @@ class _Watcher:
 
     def __init__(self, what):
         self.what, self.session, self.records, self.said = what, what if isinstance(what, Session) else None, [], ""
-        self.board, self._lock, self._thread = _Board(), threading.RLock(), None
+        self.board, self._lock, self._turn = _Board(), threading.RLock(), 0
         self.box = self.board.box
 
     def refresh(self) -> None:
@@ -726,20 +739,20 @@ class _Watcher:
             s = self.session
             if s is not None and s.record is not None and not any(r is s.record for r in self.records):
                 self.records.append(s.record)
-            self.board.fill(s, self.said, self.records)
+            _fill(self.board, s, self.said, self.records)
 
-    def _look(self, s):
-        while s.state in ("running", "paused") and self.session is s:
+    def _look(self, turn):
+        while self._turn == turn and self.session.state in ("running", "paused"):
             self.refresh()
             time.sleep(0.15)
         self.refresh()
 
     def watch(self) -> None:
-        "Follow the session until it ends."
+        "Follow the session until it ends; whoever watched before leaves."
         self.refresh()
+        self._turn += 1
         if self.session is not None and self.session.state in ("running", "paused"):
-            self._thread = threading.Thread(target=self._look, args=(self.session,), daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._look, args=(self._turn,), daemon=True).start()
 
 # %% ../nbs/16_widgets.ipynb #16c0de55
 class Panel(_Watcher):
@@ -761,23 +774,16 @@ class Panel(_Watcher):
 
     def config(self) -> Config:
         "What Start will train."
-        return self.what if isinstance(self.what, Config) else getattr(self.what, "value", None) or self.what.config
+        if isinstance(self.what, Controls):
+            return self.what.value
+        return self.what.config if isinstance(self.what, Session) else self.what
 
     def still(self) -> dict:
         "What stands for it where no widget can live: the curves."
-        if self.session is None:
-            return {"text/markdown": f"A panel for `{as_code(self.config())}`, not started."}
-        loss, valid = _curves(self.session, f"{self.session.config.strategy}: ")
-        valid = valid.replace("<svg", '<svg y="210"', 1)
-        return {
-            "image/svg+xml": f'<svg xmlns="http://www.w3.org/2000/svg" width="420" height="420">{loss}{valid}</svg>'
-        }
+        return {"image/svg+xml": _both(self.session)} if self.session else {"text/markdown": "A panel, not started."}
 
-    def press(
-        self,
-        name: str,  # "start", "pause", "resume", "stop" or "forecast"
-    ) -> str:
-        "What a button does; what happened, in a sentence."
+    def press(self, name: str) -> str:
+        "What a button does (start, pause, resume, stop or forecast); what happened, in a sentence."
         self.said = {"forecast": "measuring ..."}.get(name, "")
         self.refresh()
         try:
@@ -832,7 +838,7 @@ class Learned:
         "Accuracy on the test pictures, with its interval."
         return Ledger().score("own pictures", self.logits, self.test.y)
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de67
 def _fits_in_memory(root, size):
     n = sum(1 for p in Path(root).rglob("*") if p.is_file())
     if (need := 3 * size * size * n) > _MOST["pictures"]:
@@ -884,7 +890,7 @@ def name_picture(
         p = learned.model.eval()(learned.pre.transform(x[None]))[0].softmax(0)
     return {learned.classes[i]: float(p[i]) for i in p.argsort(descending=True).tolist()}
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de68
 def _report(learned, mistakes=8):
     "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
     s, test = learned.score(), learned.test
@@ -977,7 +983,7 @@ def _learn(own, b):
     b.report.value = _report(own.learned)
     return f"learned {', '.join(own.learned.classes)}"
 
-
+# %% ../nbs/16_widgets.ipynb #16c0de69
 def _save(own, b):
     if own.learned is None:
         return "nothing is learned yet: press Learn"
