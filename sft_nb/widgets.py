@@ -33,6 +33,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from .core import measure
 from .data import TASKS, Images, Loader, image_folder, load_split, read_picture
 from .evaluation import Ledger, Score, accuracy, confusion, interval, predict, worst
 from .experiments import Config, Record, candidate, forecast, prepare, record
@@ -67,24 +68,30 @@ _NO = dict(
 
 def _sentence(e):
     "What an error says, in one line; with its kind, where it is none that this package words itself."
-    text = " ".join(str(e).split())[:400] or type(e).__name__
-    return text if isinstance(e, ValueError | OSError | FloatingPointError) else f"{type(e).__name__}: {text}"
+    text = " ".join(str(e).split())[:400]
+    ours = text and isinstance(e, ValueError | OSError | FloatingPointError)
+    return text if ours else f"{type(e).__name__}: {text}".rstrip(": ")
+
+
+def _no(worker):
+    "Why it cannot do what was asked, in a sentence."
+    return _NO[worker.state] + (f" ({worker.error})" if worker.error else "")
 
 
 def _halt_others(worker, why):
-    "Stop whichever other worker is under way, and say why; its thread, which may need another moment."
+    "Stop whichever other worker is under way, and say why; what is set when it has ended."
     others = [w for w in _BUSY if w is not worker and w.state in ("running", "paused")]
     for w in others:
         w.stop(why)
     _BUSY[:] = [w for w in _BUSY if w is worker]
-    return [w._thread for w in others]
+    return [w._ended for w in others]
 
 # %% ../nbs/16_widgets.ipynb #16c0de23
-def _drain(worker, before):
+def _drain(worker, before, ended):
     "What the thread does: one piece after the other, until there is none or somebody asks to stop."
     try:
-        for thread in before:
-            thread.join()
+        for event in before:
+            event.wait()
         while not worker._halt.is_set():
             if worker._go.wait(0.1) and not worker._halt.is_set():
                 start = time.perf_counter()
@@ -95,19 +102,20 @@ def _drain(worker, before):
     except BaseException as e:  # in a thread nobody would see it: the worker says it
         worker.exception, worker.error = e, _sentence(e)
     worker.doing = ""
+    ended.set()
 
 # %% ../nbs/16_widgets.ipynb #16c0de2f
 def _launch(worker, *states):
     "Go on, in a thread of its own, if this is one of the states to go on from; what happened, in words."
     with _LOCK:
         if worker.state not in states:
-            return _NO[worker.state] + (f" ({worker.error})" if worker.error else "")
+            return _no(worker)
         if worker.state != "paused":
             before = _halt_others(worker, "stopped, because another one was started")
             worker._halt.clear()
-            worker._thread = threading.Thread(target=_drain, args=(worker, before), daemon=True)
             worker._go.set()
-            worker._thread.start()
+            worker._ended = threading.Event()  # a thread's own is_alive is wrong once a join was interrupted
+            threading.Thread(target=_drain, args=(worker, before, worker._ended), daemon=True).start()
             _BUSY[:] = [worker]
         worker.note = ""
         worker._go.set()
@@ -118,7 +126,7 @@ class _State:
     "Where a worker stands."
 
     def __init__(self, job):
-        self._job, self._thread, self._go, self._halt = job, None, threading.Event(), threading.Event()
+        self._job, self._ended, self._go, self._halt = job, None, threading.Event(), threading.Event()
         self.done, self.error, self.exception = False, "", None  # How it ended
         self.doing, self.note, self.seconds = "", "", 0.0  # What it is at, why it was stopped, how long it has worked
 
@@ -127,15 +135,15 @@ class _State:
         "ready, running, paused, stopped, finished or failed."
         if self.error or self.done:
             return "failed" if self.error else "finished"
-        if self._thread is None or not self._thread.is_alive():
-            return "ready" if self._thread is None else "stopped"
+        if self._ended is None or self._ended.is_set():
+            return "ready" if self._ended is None else "stopped"
         return "running" if self._go.is_set() else "paused"
 
     def wait(self) -> None:
         "Until it is finished, stopped or failed. Ctrl-C stops it, between two pieces."
         try:
-            while self._thread is not None and self._thread.is_alive():
-                self._thread.join(0.1)
+            while self._ended is not None and not self._ended.wait(0.1):
+                pass  # in short waits, for Windows lets nobody interrupt a long one
         except KeyboardInterrupt:
             self.stop("stopped from the keyboard", patience=60)
             raise
@@ -161,18 +169,18 @@ class Worker(_State):
     def pause(self) -> str:
         "Rest after the piece under way. Nothing else can start meanwhile without stopping this one."
         if self.state != "running":
-            return _NO[self.state]
+            return _no(self)
         self._go.clear()
         return "paused: continue goes on from here"
 
     def stop(self, why: str = "stopped", patience: float = 1.0) -> str:
         "End the thread after the piece under way, and wait so many seconds for that; all that was done is kept."
         if self.state not in ("running", "paused"):
-            return _NO[self.state]
+            return _no(self)
         self.note = why
         self._halt.set()
         self._go.set()  # it may be resting
-        self._thread.join(patience)
+        self._ended.wait(patience)
         return f"{why}: continue goes on from here" if self.state == "stopped" else f"it stops after {self.doing}"
 
 # %% ../nbs/16_widgets.ipynb #16c0de20
@@ -286,9 +294,10 @@ def _work(session):
     yield from _train(session)
     yield from _look(session)
     session.doing = "evaluating on the test set"
-    found = record(s, session.fit, {fit.name: session.valid[-1][1]})
+    yield
+    cost = measure(record, s, session.fit, {fit.name: session.valid[-1][1]})
     fit.model.eval()
-    session.record = replace(found, seconds=round(session.seconds, 3))  # to the start of the piece under way
+    session.record = replace(cost.result, seconds=round(session.seconds + cost.seconds, 3))
 
 # %% ../nbs/16_widgets.ipynb #16c0de2e
 class Session(Worker):
@@ -541,9 +550,8 @@ class Controls:
         self._beside = {n: W.HTML() for n in self.parts}
         wide = dict(rows=2, layout=W.Layout(width="99%"))
         self.code, self.command = (W.Textarea(description=d, **wide) for d in ("as code", "in a shell"))
-        self.box = W.VBox(
-            [*map(W.HBox, zip(self.parts.values(), self._beside.values(), strict=True)), self.code, self.command]
-        )
+        rows = map(W.HBox, zip(self.parts.values(), self._beside.values(), strict=True))
+        self.box = W.VBox([*rows, self.code, self.command])
         for part in self.parts.values():
             part.observe(self._follow, "value")
         self.value = config
