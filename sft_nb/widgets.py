@@ -343,7 +343,8 @@ class View:
     still: Callable[[], dict]  # What stands for it now: MIME type -> data
 
     def _repr_mimebundle_(self, **kwargs):
-        return {**self.box._repr_mimebundle_(**kwargs), **self.still()}
+        plain = {"text/plain": "Controls and buttons: run this cell in Jupyter."}
+        return self.box._repr_mimebundle_(**kwargs) | plain | self.still()
 
 # %% ../nbs/16_widgets.ipynb #16c0de12
 def _bundle(drawn):
@@ -432,7 +433,9 @@ def svg_curve(
     ys = [b for _, b in points] + ([line] if line is not None else []) or [0.0, 1.0]
     ticks = MaxNLocator(4).tick_values(min(0.0, *ys, 0.0), top or max(*ys, 1e-9))
     x, y = _scale(0, max(1, end), 45, 410), _scale(ticks[0], ticks[-1], 180, 25)
-    body = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 210" width="420" role="img" style="{_LOOK}">']
+    body = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 210" width="420" height="210" role="img" style="{_LOOK}">'
+    ]
     body += [f"<title>{escape(title)}</title>", _text(45, 14, title, "start")]
     for t in ticks:
         body += [
@@ -445,7 +448,7 @@ def svg_curve(
     if line is not None:
         body += [
             _path([(0, line), (end, line)], x, y, COLOURS["vermilion"], "6 4"),
-            _text(408, y(line) - 5, label, "end"),
+            _text(410, 14, f"- - {label}", "end"),
         ]
     return "".join(body) + "</svg>"
 
@@ -628,7 +631,7 @@ def _both(session):
     "The two curves in one drawing."
     loss, valid = _curves(session, f"{session.config.strategy}: ")
     valid = valid.replace("<svg", '<svg y="210"', 1)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 420" width="420">{loss}{valid}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 420" width="420" height="420">{loss}{valid}</svg>'
 
 # %% ../nbs/16_widgets.ipynb #16c0de5a
 def _run_row(r):
@@ -658,15 +661,15 @@ def _standing(session):
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 
-def _samples(session, n=8):
-    "The first validation pictures, and what the model takes them for."
+def _samples(session, pictures):
+    "Some validation pictures, and what the model takes them for."
     task = session.setting.task
-    taken = session.logits[:n].argmax(1).tolist()
+    taken = session.logits[: len(pictures)].argmax(1).tolist()
     captions = [
         f"{task.classes[y]}: right" if y == z else f"{task.classes[y]}: takes it for {task.classes[z]}"
-        for y, z in zip(task.valid.y[:n].tolist(), taken, strict=True)
+        for y, z in zip(task.valid.y.tolist(), taken, strict=False)
     ]
-    return _gallery(map(_thumbnail, task.valid.x[:n]), captions)
+    return _gallery(pictures, captions)
 
 # %% ../nbs/16_widgets.ipynb #16c0de52
 _ABOUT = dict(
@@ -698,7 +701,9 @@ def _fill(board, session, said, records):
     if session is not None:
         shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         if session.valid and board.look != (look := (id(session), session.valid[-1], session.state)):
-            board.look, shown["samples"] = look, _samples(session)
+            if board.look is None or board.look[0] != look[0]:
+                board.pictures = [*map(_thumbnail, session.setting.task.valid.x[:8])]
+            board.look, shown["samples"] = look, _samples(session, board.pictures)
             shown["blocks"] = _html_table([_block_row(row) for row in session.blocks])
     for name, text in shown.items():
         board.parts[name].value = text
