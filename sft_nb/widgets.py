@@ -173,8 +173,12 @@ class Worker(_State):
         self._go.clear()
         return "paused: continue goes on from here"
 
-    def stop(self, why: str = "stopped", patience: float = 1.0) -> str:
-        "End the thread after the piece under way, and wait so many seconds for that; all that was done is kept."
+    def stop(
+        self,
+        why: str = "stopped",  # Kept in `note`
+        patience: float = 1.0,  # Seconds to wait for the piece under way
+    ) -> str:
+        "End the thread after the piece under way; all that was done is kept."
         if self.state not in ("running", "paused"):
             return _no(self)
         self.note = why
@@ -417,7 +421,7 @@ def _text(x, y, text, anchor="middle"):
 # %% ../nbs/16_widgets.ipynb #16c0de41
 _LOOK = (
     "font: 12px sans-serif; color: var(--jp-ui-font-color1, #222); fill: currentColor; "
-    "background: var(--jp-layout-color1, #fff)"
+    "background: var(--jp-layout-color0, #fff)"
 )
 
 
@@ -513,6 +517,20 @@ def misfits(
     return {name: text for name, text in bad.items() if text}
 
 # %% ../nbs/16_widgets.ipynb #16c0de33
+def _ladder(low, high, *more):
+    "Labelled values in even ratios; a FloatLogSlider would round 0.003 to its nearest notch, in the browser."
+    powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
+    values = {float(f"{m}e{k}") for k in powers for m in (1, 2, 3, 5, 7)}
+    return [(f"{v:.3g}", v) for v in sorted({v for v in values if low <= v <= high} | {low, high, *more})]
+
+
+def _set(part, f, value):
+    "Put a control to a value, with a notch of its own where there is none."
+    if isinstance(f.default, float) and value not in dict(part.options).values():
+        part.options = _ladder(f.metadata["low"], f.metadata["high"], value)
+    part.value = value
+
+
 def _control(f):
     "The control that a field's own metadata asks for."
     import ipywidgets as W
@@ -524,8 +542,7 @@ def _control(f):
     if "known" in about:
         return W.Dropdown(options=about["known"], **look)
     if isinstance(f.default, float):
-        low, high = math.log10(about["low"]), math.log10(about["high"])
-        return W.FloatLogSlider(value=f.default, min=low, max=high, step=0.05, readout_format=".2g", **look)
+        return W.SelectionSlider(options=_ladder(about["low"], about["high"]), **look)
     if about["high"] <= 100:
         return W.IntSlider(min=about["low"], max=about["high"], **look)
     return W.IntText(continuous_update=False, **look)  # a slider would be too coarse
@@ -572,8 +589,8 @@ class Controls:
 
     @value.setter
     def value(self, config: Config):
-        for n, w in self.parts.items():
-            w.value = getattr(config, n)
+        for f in fields(Config):
+            _set(self.parts[f.name], f, getattr(config, f.name))
         self._follow()
 
     def _follow(self, change=None):

@@ -186,7 +186,7 @@ print(digest(a.fit.model.state_dict()) == digest(b.fit.model.state_dict()), b.st
 # ---- the session
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "lp_ft", "gradual_unfreezing", "from_scratch", "l2_sp"])
+@pytest.mark.parametrize("name", ["full", "lora", "lp_ft", "gradual_unfreezing", "from_scratch"])
 def test_stop_and_continue_give_the_bytes_of_an_uninterrupted_run(name):
     c = Config(strategy=name, **QUICK)
     straight = Session(c, every=5)
@@ -402,7 +402,7 @@ def test_round_trip_through_controls_code_and_command(name, settings_panel, monk
     assert ran == [c]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_number_in_range_round_trips(settings_panel, data):
     values = {
@@ -411,6 +411,9 @@ def test_any_number_in_range_round_trips(settings_panel, data):
     }  # fmt: skip
     c = Config(**values)
     settings_panel.value = c
+    for part in settings_panel.parts.values():  # what a browser does: it sends the index, not the value
+        if isinstance(part, W.SelectionSlider):
+            part.set_state(dict(index=part.index))
     assert settings_panel.value == c and eval(as_code(c), dict(Config=Config)) == c
     parser = argparse.ArgumentParser()
     for f in fields(Config):
@@ -444,7 +447,7 @@ def test_what_is_out_of_range_is_said_beside_its_control(settings_panel):
     "config, field, words",
     [
         (Config(pretrained="alexnet", strategy="bn_only"), "strategy", "BatchNorm"),
-        (Config(pretrained="vgg11", strategy="surgical_layer1"), "strategy", "layer1"),
+        (Config(pretrained="alexnet", strategy="surgical_layer1"), "strategy", "layer1"),
         (Config(strategy="gradual_unfreezing", epochs=5), "epochs", "6 phases"),
         (Config(task="near", shots=500), "shots", "take no more"),
         (Config(task="cifar10"), "task", "is not there"),
