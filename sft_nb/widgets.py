@@ -705,19 +705,21 @@ class _Board:
         names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
         self.buttons = {n: W.Button(description=names[n], tooltip=text) for n, text in _ABOUT.items()}
         self.parts = {n: W.HTML() for n in ("said", "state", "where", "curves", "samples", "blocks", "runs")}
-        self.bar, self.look = W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="100%")), None
+        self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="100%"))
         said, state, *rest = self.parts.values()
         self.box = W.VBox([W.HBox([*self.buttons.values()]), said, state, self.bar, *rest])
 
 # %% ../nbs/16_widgets.ipynb #16c0de57
 def _fill(board, session, said, records):
-    "Show how things are. What only changes with a look is drawn after a look."
+    "Show how things are; pictures and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
     shown = dict(said=escape(said), state=f'<b role="status">{escape(state)}</b>', where=escape(where))
     shown["runs"] = _html_table([_run_row(r) for r in records])
     if session is not None:
         shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
-        if session.valid and board.look != (look := (id(session), session.valid[-1], session.state)):
+        look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
+        if session.valid and board.look != look and (now > board.due or session.state != "running"):
+            board.due = now + 1
             if board.look is None or board.look[0] != look[0]:
                 board.pictures = [*map(_thumbnail, session.setting.task.valid.x[:8])]
             board.look, shown["samples"] = look, _samples(session, board.pictures)
@@ -774,7 +776,7 @@ class _Watcher:
     def _look(self, turn):
         while self._turn == turn and self.session.state in ("running", "paused"):
             self.refresh()
-            time.sleep(0.15)
+            time.sleep(0.4)
         self.refresh()
 
     def watch(self) -> None:
