@@ -209,6 +209,13 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     own_pictures(page, tmp_path)
 
 
+def upload(page, box, button, path):
+    "Choose a file in the dialog that the button opens."
+    with page.expect_file_chooser() as chooser:
+        press(page, box, button)
+    chooser.value.set_files(path)
+
+
 def own_pictures(page, tmp_path):
     "A zip of pictures is uploaded and learned, and a new picture is named."
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as z:
@@ -217,11 +224,11 @@ def own_pictures(page, tmp_path):
                 Image.new("RGB", (40, 30), tuple(v + 5 * i for v in colour)).save(tmp_path / "one.png")
                 z.write(tmp_path / "one.png", f"mine/{name}/{i}.png")
     own = shown(page, '.widget-vbox:has(> .widget-hbox button:has-text("Learn"))')
-    own.locator('input[type="file"]').first.set_input_files(tmp_path / "mine.zip")
+    upload(page, own, "or a zip", tmp_path / "mine.zip")
     page.wait_for_timeout(1500)
     press(page, own, "Learn")
     own.locator("text=learned blue, red").first.wait_for(timeout=60_000)
-    own.locator('input[type="file"]').nth(1).set_input_files(tmp_path / "one.png")
+    upload(page, own, "A new picture", tmp_path / "one.png")
     own.locator("text=this looks like blue").first.wait_for(timeout=20_000)
     page.screenshot(path=tmp_path / "own.png")
 
@@ -238,4 +245,4 @@ def test_without_a_front_end_a_widget_is_its_still_picture():
         for d in outputs
         if "Controls and buttons" in d.get("text/plain", "") and "image/svg+xml" in d
     ]
-    assert stills and all("".join(s).strip()[:200] in html for s in stills)
+    assert stills and html.count("data:image/svg+xml;base64,") >= len(stills)
