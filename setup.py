@@ -24,7 +24,7 @@ setup(
     package_data={"sft_nb": ["weights/*.safetensors"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "browser": cfg["browser_requirements"].split()},
     entry_points={
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
         "console_scripts": ["sft_nb=sft_nb.experiments:main"],

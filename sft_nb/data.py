@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'LABELS', 'Images', 'Split', 'shuffled', 'pocket', 'pocket_source', 'few_shot', 'to_float', 'Loader',
-           'jitter', 'cifar10', 'image_folder', 'load_split']
+           'jitter', 'cifar10', 'read_picture', 'image_folder', 'load_split']
 
 # %% ../nbs/03_data.ipynb #adba548b
 import hashlib
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -285,7 +286,10 @@ def cifar10(
     return Split(train[order[valid:]], train[order[:valid]], test, tuple(classes))
 
 # %% ../nbs/03_data.ipynb #a704c258
-def _picture(path, size):
+def read_picture(
+    path: str | Path | BinaryIO,
+    size: int,  # Pixels
+) -> Tensor:
     "uint8 [3, size, size]: upright, the shorter side scaled to `size`, the middle cut out."
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file can unfold to fill the memory
@@ -313,7 +317,7 @@ def _read(classes, size, skip_unreadable):
     x, y, bad = [], [], []
     for label, path in ((c, p) for c, paths in enumerate(classes) for p in paths):
         try:
-            x.append(_picture(path, size))
+            x.append(read_picture(path, size))
             y.append(label)
         except Exception as e:  # decoders fail in many ways
             if not skip_unreadable:

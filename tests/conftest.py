@@ -20,7 +20,12 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    for marker in ("slow: minutes, not seconds", "gpu: needs a GPU", "net: needs a network"):
+    for marker in (
+        "slow: minutes, not seconds",
+        "gpu: needs a GPU",
+        "net: needs a network",
+        "browser: needs a browser",
+    ):
         config.addinivalue_line("markers", marker)
 
 
@@ -28,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("-m"):
         return
     for item in items:
-        for marker in ("slow", "gpu", "net"):
+        for marker in ("slow", "gpu", "net", "browser"):
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"run with -m {marker}"))
 

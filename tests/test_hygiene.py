@@ -21,6 +21,9 @@ def test_light_and_clean(path):
         for o in c.get("outputs", []):
             assert o["output_type"] != "error", f"a stored error: {o.get('ename')} in cell {c['id']}"
             assert o.get("name") != "stderr", f"stored stderr in cell {c['id']}"
+            assert "application/vnd.jupyter.widget-view+json" not in o.get("data", {}), (
+                f"a stored widget in cell {c['id']}: without its kernel it says 'model not found'; keep its still picture"
+            )
 
 
 @each

@@ -1,0 +1,658 @@
+"Sessions, controls and panels, without a browser: bytes that agree, stops that are quick, errors in words."
+
+import argparse
+import io
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from dataclasses import fields, replace
+from datetime import datetime
+from xml.etree import ElementTree
+
+import ipywidgets as W
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from sft_nb import experiments, widgets
+from sft_nb.data import TASKS, Loader, load_split
+from sft_nb.evaluation import accuracy, predict
+from sft_nb.experiments import Config, run
+from sft_nb.features import extract
+from sft_nb.models import TransferModel, adapt, load_pretrained
+from sft_nb.peft import add_lora
+from sft_nb.store import digest
+from sft_nb.strategies import STRATEGIES
+from sft_nb.widgets import (
+    OwnPictures,
+    Panel,
+    Session,
+    Worker,
+    as_code,
+    as_command,
+    block_table,
+    controls,
+    learn_pictures,
+    misfits,
+    name_picture,
+    play,
+    svg_curve,
+    unpack_pictures,
+)
+
+QUICK = dict(shots=4, epochs=6)  # twelve steps
+REAL = [f.name for f in fields(Config) if isinstance(f.default, float)]
+
+
+def until(f, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not f():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.001)
+
+
+def theta(session):
+    return digest(session.fit.model.state_dict())
+
+
+def pieces(n, into, pause=0.0):
+    for i in range(n):
+        time.sleep(pause)
+        into.append(i)
+        yield i
+
+
+# ---- the worker
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30), st.lists(st.sampled_from(["start", "pause", "resume", "stop"]), max_size=8))
+def test_whatever_is_pressed_every_piece_is_done_once_and_in_order(n, presses):
+    seen = []
+    w = Worker(pieces(n, seen, 0.0005))
+    for name in presses:
+        assert isinstance(getattr(w, name)(), str)
+        assert w.state in ("ready", "running", "paused", "stopped", "finished")
+    w.start()
+    w.resume()
+    w.wait()
+    assert (w.state, seen) == ("finished", list(range(n)))
+
+
+def test_a_pause_rests_and_a_stop_ends_the_thread():
+    seen, before = [], threading.active_count()
+    w = Worker(pieces(1000, seen, 0.001))
+    w.start()
+    until(lambda: seen)
+    w.pause()
+    assert w.state == "paused"
+    time.sleep(0.05)
+    n = len(seen)
+    time.sleep(0.1)
+    assert len(seen) == n and w.state == "paused"
+    start = time.perf_counter()
+    assert "continue goes on" in w.stop()
+    assert time.perf_counter() - start < 0.3
+    assert w.state == "stopped" and len(seen) == n
+    until(lambda: threading.active_count() == before)
+
+
+def test_start_pressed_twice_is_a_sentence_and_one_thread():
+    w, before = Worker(pieces(1000, [], 0.001)), threading.active_count()
+    w.start()
+    assert "running already" in w.start() and "running already" in w.resume()
+    assert threading.active_count() == before + 1
+    w.stop()
+    assert "was stopped" in w.start()
+
+
+def test_two_workers_never_work_at_once():
+    "A piece that overlaps another one's piece would be seen."
+    inside, most = [0], [0]
+
+    def busy(n):
+        for _ in range(n):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.003)
+            inside[0] -= 1
+            yield
+
+    workers = [Worker(busy(40)) for _ in range(4)]
+    for w in workers:
+        w.start()
+        time.sleep(0.01)
+    workers[-1].wait()
+    assert most[0] == 1
+    assert [w.state for w in workers] == ["stopped"] * 3 + ["finished"]
+    assert all("another one was started" in w.note for w in workers[:3])
+    workers[0].resume()  # nothing was lost
+    workers[0].wait()
+    assert workers[0].state == "finished" and most[0] == 1
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [(ValueError("no such\n task"), "no such task"), (KeyError("x"), "KeyError: 'x'"), (MemoryError(), "MemoryError")],
+)
+def test_an_error_in_the_thread_becomes_words(error, words):
+    def job():
+        yield
+        raise error
+
+    w = Worker(job())
+    w.start()
+    w.wait()
+    assert (w.state, w.error, w.exception) == ("failed", words, error)
+    assert words in w.start() and words in w.resume() and words in w.stop()
+
+
+def test_an_interrupted_kernel_leaves_a_stopped_session():
+    "Ctrl-C in the cell that waits: no half-done step, and it goes on later."
+    code = """
+import _thread, threading, time, warnings
+warnings.simplefilter("ignore")
+from sft_nb.experiments import Config
+from sft_nb.store import digest
+from sft_nb.widgets import Session
+c = Config(strategy="full", shots=4, epochs=6)
+a, b = Session(c), Session(c)
+a.run()
+def later():
+    while len(b.steps) < 3: time.sleep(0.001)
+    _thread.interrupt_main()
+threading.Thread(target=later).start()
+try:
+    b.run()
+except KeyboardInterrupt:
+    print(b.state, b.note, len(b.steps) < b.total)
+b.run()
+print(digest(a.fit.model.state_dict()) == digest(b.fit.model.state_dict()), b.state)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split("\n")[:2] == ["stopped stopped from the keyboard True", "True finished"], done
+
+
+# ---- the session
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "lp_ft", "gradual_unfreezing", "from_scratch"])
+def test_stop_and_continue_give_the_bytes_of_an_uninterrupted_run(name):
+    c = Config(strategy=name, **QUICK)
+    straight = Session(c, every=5)
+    straight.run()
+    s = Session(c, every=5)
+    s.start()
+    for n in (1, 4, 7):
+        until(lambda n=n: len(s.steps) >= n or s.state == "finished")
+        start = time.perf_counter()
+        s.stop()
+        assert time.perf_counter() - start < 0.3
+        torch.rand(7), np.random.rand(7)
+        predict(s.fit.model, s.setting.loader(s.setting.task.valid))
+        s.resume()
+    s.pause()
+    assert s.run() == straight.record
+    assert theta(s) == theta(straight)
+    assert [x.loss for x in s.steps] == [x.loss for x in straight.steps]
+    assert s.valid == straight.valid and s.progress[0] == 1.0
+
+
+@pytest.mark.parametrize("name", ["linear_probing", "bn_only", "lora"])
+def test_a_sessions_record_is_that_of_run(name):
+    c = Config(strategy=name, budget=3, **QUICK)
+    assert Session(c).run() == run(replace(c, budget=1))
+
+
+def test_a_stop_in_the_middle_of_a_look_or_of_the_features_is_quick_and_harmless(monkeypatch):
+    "Slow batches: Stop must not wait for the last of them."
+    c, real = Config(strategy="full", **QUICK), Loader.__iter__
+    straight = Session(c)
+    straight.run()
+
+    def slow(self):
+        for batch in real(self):
+            time.sleep(0.02 if len(self) > 3 else 0.0)
+            yield batch
+
+    small = experiments.Setting.loader
+    monkeypatch.setattr(Loader, "__iter__", slow)
+    monkeypatch.setattr(experiments.Setting, "loader", lambda self, ds, batch_size=4, **kw: small(self, ds, 4, **kw))
+    s = Session(c)
+    s.start()
+    for _ in range(4):
+        time.sleep(0.25)
+        start = time.perf_counter()
+        s.stop()
+        assert time.perf_counter() - start < 0.3
+        s.resume()
+    s.stop()
+    monkeypatch.undo()
+    s.run()
+    assert [n for n, _ in s.valid] == [n for n, _ in straight.valid]
+
+
+def test_looking_never_changes_the_model():
+    s = Session(Config(strategy="full", **QUICK), every=1)
+    s.start()
+    until(lambda: len(s.steps) >= 3)
+    s.stop()
+    before, modes = theta(s), [m.training for m in s.fit.model.modules()]
+    panel = Panel(s)
+    for _ in range(3):
+        panel.refresh()
+    block_table(s.fit.model, s.theta_pre)
+    panel.still(), s.progress
+    assert theta(s) == before and [m.training for m in s.fit.model.modules()] == modes
+    often, seldom = Session(s.config, every=1), Session(s.config, every=1000)
+    often.run(), seldom.run()
+    assert theta(often) == theta(seldom)
+    assert (
+        often.valid[-1]
+        == seldom.valid[-1]
+        == (12, accuracy(*predict(often.fit.model, often.setting.loader(often.setting.task.valid))))
+    )
+
+
+def test_the_readers_random_numbers_are_the_readers():
+    torch.manual_seed(3), np.random.seed(3)
+    alone = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(3), np.random.seed(3)
+    Session(Config(strategy="lora", **QUICK)).run()
+    Panel(Config(**QUICK)).press("forecast")
+    misfits(Config(pretrained="alexnet"))
+    assert torch.equal(torch.rand(3), alone[0]) and np.array_equal(np.random.rand(3), alone[1])
+
+
+def test_f_star_is_scikit_learns():
+    "The line to reach, by another solver: mean cross-entropy + (l2 / 2) ||W||^2, the bias free."
+    s = Session(Config(l2=0.05, **QUICK))
+    s.run()
+    f = extract(s.setting.pre.backbone, s.setting.loader(s.setting.few))
+    x, y = f.x.double().numpy(), f.y.numpy()
+    lr = LogisticRegression(C=1 / (0.05 * len(y)), tol=1e-10, max_iter=5000).fit(x, y)
+    z = torch.from_numpy(lr.decision_function(x))
+    loss = nn.functional.cross_entropy(z, f.y) + 0.025 * float((lr.coef_**2).sum())
+    assert abs(float(loss) - s.best.loss) < 1e-6 and s.best.gap <= 1e-8
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (Config(shots=5000), "5000 shots per class were asked for, but class 0 has 75 examples"),
+        (Config(strategy="gradual_unfreezing", epochs=2), "6 phases need an epoch each"),
+        (Config(strategy="full", lr=1.0, epochs=50), "lower lr"),
+        (Config(pretrained="resnet18"), "could not be downloaded"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_words_and_raised_by_run(config, words, monkeypatch):
+    if words == "lower lr":
+        real = widgets.run_phases
+
+        def runs_away(*args):
+            yield next(real(*args))
+            raise FloatingPointError("loss is nan at epoch 0, step 1: lower lr")
+
+        monkeypatch.setattr(widgets, "run_phases", runs_away)
+    s = Session(config)
+    s.start()
+    s.wait()
+    assert s.state == "failed" and words in s.error and "\n" not in s.error and s.record is None
+    with pytest.raises(Exception, match=words.split(" (")[0]):
+        s.run()
+    panel = Panel(s)
+    assert words in panel.board.parts["state"].value
+
+
+def test_block_table_against_a_count_by_hand():
+    model = adapt(load_pretrained("pocket"), 10)
+    pre = {n: t.clone() for n, t in model.state_dict().items()}
+    add_lora(model, 2, 4.0, "backbone.layer3.*")
+    with torch.no_grad():
+        for m in model.modules():
+            if hasattr(m, "lora_B"):
+                m.lora_B.fill_(0.1)
+        model.backbone.bn1.running_mean[:5] += 1
+    rows = {r["block"]: r for r in block_table(model, pre)}
+    names = dict(model.named_parameters())
+    for block, row in rows.items():
+        mine = {n: p for n, p in names.items() if n.startswith((f"backbone.{block}.", f"{block}."))}
+        if block == "conv1":
+            mine |= {n: p for n, p in names.items() if n.startswith("backbone.bn1.")}
+        assert row["parameters"] == sum(p.numel() for p in mine.values())
+        assert row["learns"] == sum(p.numel() for p in mine.values() if p.requires_grad)
+    assert rows["conv1"]["moved"] == 5 and rows["layer2"]["moved"] == 0
+    far = sum(
+        float((m.weight.detach() - pre[f"{n}.weight"]).square().sum())
+        for n, m in model.named_modules()
+        if hasattr(m, "lora_A")
+    )
+    assert rows["layer3"]["distance"] == pytest.approx(far**0.5, rel=1e-5) and rows["layer4"]["distance"] == 0
+
+
+# ---- play and the curve
+
+
+def test_play_follows_and_leaves_a_picture():
+    def draw(a=0.5, kind="up", dots=False):
+        "A line."
+        if a > 1.5:
+            raise ValueError("too steep <for us>")
+        ax = plt.subplots(figsize=(1, 1))[1]
+        ax.plot([0, a])
+        return ax
+
+    view = play(draw, a=(0.0, 2.0, 0.5), kind=["up", "down"], dots=False)
+    *parts, shown = view.box.children
+    assert [type(p) for p in parts] == [W.FloatSlider, W.Dropdown, W.Checkbox] and parts[0].value == 0.5
+    bundle = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    png = bundle["image/png"]
+    assert Image.open(io.BytesIO(__import__("base64").b64decode(png))).size == (100, 100)
+    assert png in shown.value and 'alt="A line."' in shown.value
+    parts[0].value = 1.0
+    assert png not in shown.value and not plt.get_fignums()
+    parts[0].value = 2.0
+    assert shown.value == "<p>too steep &lt;for us&gt;</p>"
+    with pytest.raises(ValueError, match="cannot make a control of a=<object"):
+        play(draw, a=object())
+    with pytest.raises(ZeroDivisionError):
+        play(lambda n: 1 / 0, n=(1, 2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), max_size=1000), st.one_of(st.none(), st.floats(-10, 10)))
+def test_svg_is_xml_inside_its_frame(ys, line):
+    svg = ElementTree.fromstring(svg_curve(list(enumerate(ys)), "a < b & c", len(ys), line, "goal"))
+    assert svg.find("{*}title").text == "a < b & c"
+    curve, *more = svg.findall("{*}polyline")
+    at = [tuple(map(float, p.split(","))) for p in curve.get("points").split()]
+    assert len(at) <= 302 and (line is None) == (not more)
+    assert all(44 <= x <= 411 and 24 <= y <= 181 for x, y in at)
+    if len(ys) > 1:
+        assert at[-1][0] == pytest.approx(45 + 365 * (len(ys) - 1) / len(ys), abs=0.1)
+
+
+# ---- controls
+
+
+@pytest.fixture(scope="module")
+def settings_panel():
+    return controls()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_round_trip_through_controls_code_and_command(name, settings_panel, monkeypatch, capsys):
+    c = Config(strategy=name, task="hue", shots=7, seed=123, lr=0.0123, l2=1e-8, epochs=9, augment=0, budget=3)
+    settings_panel.value = c
+    assert settings_panel.value == c and settings_panel.problems == {}
+    assert eval(settings_panel.code.value, dict(Config=Config)) == c
+    ran = []
+    monkeypatch.setattr(experiments, "run", lambda config: ran.append(config) or experiments.read_records("none"))
+    with pytest.raises(AttributeError):  # the list is no record: only what arrives counts
+        experiments.main(shlex.split(settings_panel.command.value)[1:])
+    assert ran == [c]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_any_number_in_range_round_trips(settings_panel, data):
+    values = {
+        f.name: data.draw((st.floats if f.name in REAL else st.integers)(f.metadata["low"], f.metadata["high"]))
+        for f in fields(Config) if "low" in f.metadata
+    }  # fmt: skip
+    c = Config(**values)
+    settings_panel.value = c
+    for part in settings_panel.parts.values():  # what a browser does: it sends the index, not the value
+        if isinstance(part, W.SelectionSlider):
+            part.set_state(dict(index=part.index))
+    assert settings_panel.value == c and eval(as_code(c), dict(Config=Config)) == c
+    parser = argparse.ArgumentParser()
+    for f in fields(Config):
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
+    assert Config(**vars(parser.parse_args(shlex.split(as_command(c))[2:]))) == c
+
+
+def test_a_folder_is_a_task_and_its_name_may_hold_anything(tmp_path, settings_panel):
+    odd = tmp_path / "my 'own' $pictures"
+    odd.mkdir()
+    c = Config(task=str(odd))
+    settings_panel.value = c
+    assert settings_panel.value == c and eval(as_code(c), dict(Config=Config)) == c
+    assert shlex.split(as_command(c)) == ["sft_nb", "run", "--task", str(odd)]
+
+
+def test_what_is_out_of_range_is_said_beside_its_control(settings_panel):
+    settings_panel.value = Config()
+    settings_panel.parts["shots"].value = 0
+    assert "from 1 to 100000; got 0" in settings_panel._beside["shots"].value
+    assert settings_panel.code.value == "" and list(settings_panel.problems) == ["shots"]
+    with pytest.raises(ValueError, match="shots must be a whole number"):
+        _ = settings_panel.value
+    panel = Panel(settings_panel)
+    assert "shots must be a whole number" in panel.press("start") and panel.session is None
+    settings_panel.value = Config()
+    assert settings_panel.problems == {} and "labels per class" in settings_panel._beside["shots"].value
+
+
+@pytest.mark.parametrize(
+    "config, field, words",
+    [
+        (Config(pretrained="alexnet", strategy="bn_only"), "strategy", "BatchNorm"),
+        (Config(pretrained="alexnet", strategy="surgical_layer1"), "strategy", "layer1"),
+        (Config(strategy="gradual_unfreezing", epochs=5), "epochs", "6 phases"),
+        (Config(task="near", shots=500), "shots", "take no more"),
+        (Config(task="cifar10"), "task", "is not there"),
+    ],
+)
+def test_misfits_name_the_field(config, field, words):
+    found = misfits(config)
+    assert list(found) == [field] and words in found[field]
+
+
+def test_the_shots_that_misfits_allows_are_the_most_that_can_run():
+    for task in TASKS:
+        most = int(load_split(task).train.y.bincount().min())
+        assert "shots" not in misfits(Config(task=task, shots=most)) and "shots" in misfits(
+            Config(task=task, shots=most + 1)
+        )
+    assert not torch.cuda.is_available() or "device" not in misfits(Config(device="cuda"))
+
+
+# ---- the panel
+
+
+def test_a_panel_from_start_to_record_by_its_buttons():
+    panel = Panel(Config(strategy="full", **QUICK), every=3)
+    press = lambda name: panel.board.buttons[name].click()
+    part = lambda name: panel.board.parts[name].value
+    assert "not started" in panel._repr_mimebundle_()["text/markdown"]
+    press("forecast")
+    assert "about" in part("said") and "MB" in part("said")
+    press("resume")
+    assert "start it" in part("said")
+    press("start")
+    press("start")
+    assert "running already" in part("said")
+    until(lambda: len(panel.session.steps) >= 2)
+    press("pause")
+    assert "paused" in part("state") or panel.session.state == "finished"
+    press("resume")
+    panel.session.wait()
+    until(lambda: "finished" in part("state"))
+    for words, name in (
+        ("F*: best head", "curves"),
+        ("takes it for", "samples"),
+        ("layer4", "blocks"),
+        ("full", "runs"),
+    ):
+        assert words in part(name), name
+    assert panel.board.bar.value == 1.0 and panel.board.buttons["stop"].disabled
+    ElementTree.fromstring(panel._repr_mimebundle_()["image/svg+xml"])
+    press("start")  # a new session
+    panel.session.wait()
+    until(lambda: len(panel.records) == 2)
+    assert panel.records[0] == panel.records[1]
+
+
+def test_the_view_follows_while_it_trains_and_stop_is_quick():
+    panel = Panel(Session(Config(strategy="full", shots=10, epochs=100)))
+    panel.press("start")
+    until(lambda: "step" in panel.board.parts["where"].value)
+    seen = panel.board.parts["where"].value
+    until(lambda: panel.board.parts["where"].value != seen)  # nobody calls refresh
+    start = time.perf_counter()
+    panel.board.buttons["stop"].click()
+    assert time.perf_counter() - start < 0.3
+    assert panel.session.state == "stopped" and not panel.board.buttons["resume"].disabled
+
+
+def test_running_a_cell_again_stops_what_it_had_started():
+    first = Panel(Config(strategy="full", shots=10, epochs=100))
+    first.press("start")
+    second = Panel(Config(strategy="full", **QUICK))
+    assert first.session.state == "stopped" and "another panel was made" in first.session.note
+    until(lambda: "another panel was made" in first.board.parts["state"].value)
+    assert second.session is None
+
+
+def test_labels_cannot_write_html():
+    assert "<script" not in widgets._html_table([{"<script>": "<script>x"}])
+    assert "<script" not in widgets._gallery(["x"], ["<script>"])
+
+
+# ---- pictures of one's own
+
+
+def folder(root, classes=3, n=9):
+    train = load_split("near").train
+    for c in range(classes):
+        for k, i in enumerate((train.y == c).nonzero()[:n, 0].tolist()):
+            path = root / f"kind {c}" / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(train.x[i].permute(1, 2, 0).numpy()).save(path)
+    return root
+
+
+def zipped(files):
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in files.items():
+            z.writestr(name, content)
+    return blob.getvalue()
+
+
+def upload(widget, content, name="x"):
+    widget.value = (
+        dict(name=name, type="", size=len(content), content=memoryview(content), last_modified=datetime.now()),
+    )  # fmt: skip
+
+
+def test_from_a_folder_to_a_file_and_back(tmp_path):
+    own = OwnPictures(folder(tmp_path / "mine"))
+    b = own.board
+    b.learn.click()
+    assert "learned kind 0, kind 1, kind 2" in b.said.value and "test pictures are right" in b.report.value
+    assert own.learned.gap <= 1e-8 and "right" in own._repr_mimebundle_()["text/html"]
+    assert own.learned.score().accuracy == accuracy(own.learned.logits, own.learned.test.y)
+    b.file.value = str(tmp_path / "mine.safetensors")
+    b.save.click()
+    theta, W0 = digest(own.learned.model.state_dict()), own.learned.model.head.weight.detach().clone()
+    with torch.no_grad():
+        own.learned.model.head.weight.zero_()
+    b.load.click()
+    assert digest(own.learned.model.state_dict()) == theta and "to the bit" in b.said.value
+    picture = (tmp_path / "mine" / "kind 1" / "2.png").read_bytes()
+    upload(b.picture, picture)
+    named = name_picture(own.learned, picture)
+    assert f"looks like {max(named, key=named.get)}" in b.said.value and sum(named.values()) == pytest.approx(1)
+    phi = own.learned.pre.backbone.eval()(
+        own.learned.pre.transform(widgets.read_picture(io.BytesIO(picture), 32)[None])
+    )
+    want = (phi @ W0.T + own.learned.model.head.bias).softmax(1)[0]
+    assert [named[c] for c in own.learned.classes] == pytest.approx(want.tolist(), abs=1e-6)
+
+
+def test_the_same_pictures_in_a_zip_learn_the_same(tmp_path):
+    root = folder(tmp_path / "mine")
+    files = {f"mine/{p.relative_to(root).as_posix()}": p.read_bytes() for p in root.rglob("*.png")}
+    own = OwnPictures()
+    upload(
+        own.board.upload, zipped(files | {"__MACOSX/mine/._0.png": b"x", "mine/.DS_Store": b"x", "../../out.png": b"x"})
+    )
+    own.board.learn.click()
+    assert torch.equal(own.learned.logits, learn_pictures(root).logits)
+    assert own.board.upload.value == () and not (tmp_path.parent / "out.png").exists()
+
+
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
+    own = OwnPictures()
+    b, said = own.board, lambda: own.board.said.value
+    for name in ("save", "load", "learn"):
+        getattr(b, name).click()
+        assert "<p" in said() and "working" not in said()
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    for path, words in ((tmp_path / "none", "is not a folder"), (tmp_path / "one", "needs two or more")):
+        b.folder.value = str(path)
+        b.learn.click()
+        assert words in said()
+    (tmp_path / "one" / "b").mkdir()
+    b.learn.click()
+    assert "has 0 pictures: too few" in said()
+    upload(b.upload, b"no zip")
+    b.learn.click()
+    assert "this is no zip" in said()
+    upload(b.picture, b"no picture")
+    assert "nothing is learned yet" in said()
+    root = folder(tmp_path / "mine")
+    (root / "kind 0" / "broken.png").write_bytes(b"no picture")
+    b.folder.value = str(root)
+    b.learn.click()
+    assert "learned" in said() and "left out" in b.report.value and "broken.png" in b.report.value
+    upload(b.picture, b"no picture")
+    assert "cannot be read as a picture" in said()
+    upload(b.picture, bytes(8_000_001), "huge.png")
+    assert "huge.png has 8 MB" in said()
+    monkeypatch.setitem(widgets._MOST, "pictures", 10_000)
+    b.learn.click()
+    assert "take a smaller folder" in said()
+
+
+def test_a_zip_that_unfolds_too_far_writes_nothing(tmp_path):
+    bomb = zipped({f"a/{i}.png": bytes(30_000_000) for i in range(4)})
+    assert len(bomb) < 1_000_000
+    with pytest.raises(ValueError, match="unfolds to 120 MB"):
+        unpack_pictures(bomb, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the wall between state and view
+
+
+def test_a_session_needs_no_ipywidgets():
+    code = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.modules["ipywidgets"] = sys.modules["IPython"] = None
+from sft_nb.experiments import Config
+from sft_nb.widgets import Session, as_code, misfits
+print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "800 {} Config(shots=3)", done.stderr
+
+
+def test_nothing_is_printed_from_the_thread(capsys):
+    s = Session(Config(strategy="full", **QUICK))
+    s.run()
+    assert capsys.readouterr().out == "" and isinstance(s.fit.model, TransferModel)
