@@ -138,7 +138,7 @@ def test_a_damaged_file_is_named_or_exact(kind, tmp_path, request):
         seen[outcome(read, truth, path)] += 1
     took = (time.perf_counter() - start) / sum(seen.values())
     print(f"\n{kind.__name__}: {seen}, {1e3 * took:.1f} ms each")
-    assert took < 0.1 and sum(seen.values()) >= MUTANTS // 2
+    assert took < 5 and sum(seen.values()) >= MUTANTS // 2
     # pictures carry no hash: a changed one is a picture of its size, or is named
     assert seen["silent"] == 0 or kind is a_picture
     assert seen["named"] > 100 or (kind is a_feature_cache and seen["exact"] == sum(seen.values()))
