@@ -436,7 +436,7 @@ def svg_curve(
     "One curve as SVG: quick enough to draw ten times a second while a training runs."
     ys = [b for _, b in points] + ([line] if line is not None else []) or [0.0, 1.0]
     ticks = MaxNLocator(4).tick_values(min(0.0, *ys, 0.0), top or max(*ys, 1e-9))
-    x, y = _scale(0, max(1, end), 45, 410), _scale(ticks[0], ticks[-1], 180, 25)
+    x, y = _scale(0, max(1, end), 45, 395), _scale(ticks[0], ticks[-1], 180, 25)
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 210" width="420" height="210" role="img" style="{_LOOK}">'
     ]
