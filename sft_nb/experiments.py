@@ -158,10 +158,20 @@ class _Setting:
         set_seed(self.config.seed)
         return adapt(self.pre, len(self.task.classes)).to(self.config.device)
 
+    def train(self, model, phases):
+        return run_phases(model, self.training(), phases)
 
-def _setting(config):
+    def predict(self, model, ds):
+        return predict(model, self.loader(ds))
+
+    def solve(self, model, l2):
+        feats = extract(model.backbone, self.loader(self.few, self.config.batch_size))
+        return solve_head(feats, len(self.task.classes), l2)
+
+
+def _setting(config, kind=_Setting):
     task = load_split(config.task)
-    return _Setting(config, load_pretrained(config.pretrained), few_shot(task.train, config.shots, config.seed), task)
+    return kind(config, load_pretrained(config.pretrained), few_shot(task.train, config.shots, config.seed), task)
 
 # %% ../nbs/12_experiments.ipynb #12c0de31
 @dataclass(frozen=True)
@@ -178,7 +188,7 @@ def _fit(s, axis, value):
     "Train one candidate."
     model = s.model()
     phases = _phases(s.config, model, axis, value)
-    cost = measure(lambda: sum(1 for _ in run_phases(model, s.training(), phases)))
+    cost = measure(lambda: sum(1 for _ in s.train(model, phases)))
     return _Fit(model, phases, cost.result, cost.seconds)
 
 # %% ../nbs/12_experiments.ipynb #12c0de3b
@@ -193,7 +203,7 @@ def _search(s):
         except FloatingPointError:  # its loss ran away
             tried[name] = 0.0
             continue
-        tried[name] = accuracy(*predict(fit.model, s.loader(s.task.valid)))
+        tried[name] = accuracy(*s.predict(fit.model, s.task.valid))
         if best is None or tried[name] > tried[best[0]]:
             best = name, fit
     if best is None:
@@ -214,7 +224,7 @@ def _source_accuracy(s, fit):
     if s.config.pretrained not in POCKET or any(p.start == "random" for p in fit.phases):
         return None
     before = TransferModel(fit.model.backbone, s.pre.head.to(s.config.device))
-    return accuracy(*predict(before, s.loader(_source_test(POCKET[s.config.pretrained][0]))))
+    return accuracy(*s.predict(before, _source_test(POCKET[s.config.pretrained][0])))
 
 # %% ../nbs/12_experiments.ipynb #12c0de3c
 def _gap(s, fit):
@@ -222,8 +232,7 @@ def _gap(s, fit):
     last = fit.phases[-1]
     if last.epochs or last.start != "solve":
         return None
-    feats = extract(fit.model.backbone, s.loader(s.few, s.config.batch_size))
-    return solve_head(feats, len(s.task.classes), last.l2).gap
+    return s.solve(fit.model, last.l2).gap
 
 
 def _size(s, fit):
@@ -258,18 +267,16 @@ def _machine(device):
     )
 
 # %% ../nbs/12_experiments.ipynb #12c0de34
-def run(
-    config: Config,
-) -> Record:
-    "Train on few labels, choose on validation pictures, touch the test set once, and write down what it gave and took."
+def _recorded(config, kind=_Setting):
+    "The record of a config, worked out as the kind of setting does it."
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no GPU here: take 'cpu', or install torch for CUDA")
 
     def experiment():
-        s = _setting(config)
+        s = _setting(config, kind)
         tried, chosen, fit = _search(s)
-        score = Ledger().score(chosen, *predict(fit.model, s.loader(s.task.test)))
-        logits, y = predict(fit.model, s.loader(s.few))
+        score = Ledger().score(chosen, *s.predict(fit.model, s.task.test))
+        logits, y = s.predict(fit.model, s.few)
         return dict(
             accuracy=score.accuracy, n=len(s.task.test), valid=tried[chosen], chosen=chosen, tried=tried,
             loss=float(risk(logits, y)), gap=_gap(s, fit), source=_source_accuracy(s, fit), steps=fit.steps,
@@ -281,6 +288,13 @@ def run(
         config, **cost.result, seconds=round(cost.seconds, 3), peak_bytes=cost.peak_bytes,
         machine=_machine(config.device), revision=_revision(), when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
+
+
+def run(
+    config: Config,
+) -> Record:
+    "Train on few labels, choose on validation pictures, touch the test set once, and write down what it gave and took."
+    return _recorded(config)
 
 # %% ../nbs/12_experiments.ipynb #12c0de40
 def _named(kind, given):
