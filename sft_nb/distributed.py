@@ -48,7 +48,12 @@ def processes(
             raise ValueError(f"process {local} of this machine finds {gpus} GPU(s): set --nproc_per_node to {gpus}")
         if device == "cuda":
             torch.cuda.set_device(local)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(
+            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
+        )  # not the dead ones' addresses
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     yield _where()
     if dist.is_initialized():  # a process that failed ends without waiting for the others
         dist.destroy_process_group()
