@@ -13,7 +13,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -24,6 +24,7 @@ from statistics import fmean, stdev
 
 import torch
 from scipy.special import stdtrit
+from torch import Tensor
 from tqdm import tqdm
 
 from .core import Cost, measure, set_seed, unknown
@@ -34,10 +35,10 @@ from .freezing import trainable
 from .models import POCKET, Pretrained, TransferModel, adapt, load_pretrained
 from .objective import risk
 from .peft import delta, num_bytes
-from .probing import solve_head
+from .probing import Probe, solve_head
 from .store import append_line, read_lines
 from .strategies import STRATEGIES, Phase, run_phases, scaled, strategy
-from .training import kept_bytes, step_flops
+from .training import Step, kept_bytes, step_flops
 
 # %% ../nbs/12_experiments.ipynb #12c0de02
 import torchvision  # isort: skip (after sft_nb, which repairs its import where it must)
@@ -161,15 +162,29 @@ class Setting:
         set_seed(self.config.seed)
         return adapt(self.pre, len(self.task.classes)).to(self.config.device)
 
+    def train(self, model: TransferModel, phases: Sequence[Phase]) -> Iterator[Step]:
+        "The steps of a candidate."
+        return run_phases(model, self.training(), phases)
 
+    def predict(self, model: TransferModel, ds: Images) -> tuple[Tensor, Tensor]:  # Logits and labels
+        "What a candidate says of some pictures."
+        return predict(model, self.loader(ds))
+
+    def solve(self, model: TransferModel, l2: float) -> Probe:
+        "The certified head on the labelled pictures' features."
+        feats = extract(model.backbone, self.loader(self.few, self.config.batch_size))
+        return solve_head(feats, len(self.task.classes), l2)
+
+# %% ../nbs/12_experiments.ipynb #12c0de4d
 def prepare(
     config: Config,
+    kind: Callable[..., Setting] = Setting,  # Who does the work: chapter 21 has one for many processes
 ) -> Setting:
     "Load what an experiment needs."
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no GPU here: take 'cpu', or install torch for CUDA")
     task = load_split(config.task)
-    return Setting(config, load_pretrained(config.pretrained), few_shot(task.train, config.shots, config.seed), task)
+    return kind(config, load_pretrained(config.pretrained), few_shot(task.train, config.shots, config.seed), task)
 
 # %% ../nbs/12_experiments.ipynb #12c0de31
 @dataclass(frozen=True)
@@ -198,7 +213,7 @@ def candidate(
 def _fit(s, axis, value):
     "Train one candidate."
     fit = candidate(s, axis, value)
-    cost = measure(lambda: sum(1 for _ in run_phases(fit.model, s.training(), fit.phases)))
+    cost = measure(lambda: sum(1 for _ in s.train(fit.model, fit.phases)))
     return replace(fit, steps=cost.result, seconds=cost.seconds)
 
 # %% ../nbs/12_experiments.ipynb #12c0de3b
@@ -212,7 +227,7 @@ def _search(s):
         except FloatingPointError:  # its loss ran away
             tried[f"{axis}={value:g}"] = 0.0
             continue
-        tried[fit.name] = accuracy(*predict(fit.model, s.loader(s.task.valid)))
+        tried[fit.name] = accuracy(*s.predict(fit.model, s.task.valid))
         if best is None or tried[fit.name] > tried[best.name]:
             best = fit
     if best is None:
@@ -233,7 +248,7 @@ def _source_accuracy(s, fit):
     if s.config.pretrained not in POCKET or any(p.start == "random" for p in fit.phases):
         return None
     before = TransferModel(fit.model.backbone, s.pre.head.to(s.config.device))
-    return accuracy(*predict(before, s.loader(_source_test(POCKET[s.config.pretrained][0]))))
+    return accuracy(*s.predict(before, _source_test(POCKET[s.config.pretrained][0])))
 
 # %% ../nbs/12_experiments.ipynb #12c0de3c
 def _gap(s, fit):
@@ -241,8 +256,7 @@ def _gap(s, fit):
     last = fit.phases[-1]
     if last.epochs or last.start != "solve":
         return None
-    feats = extract(fit.model.backbone, s.loader(s.few, s.config.batch_size))
-    return solve_head(feats, len(s.task.classes), last.l2).gap
+    return s.solve(fit.model, last.l2).gap
 
 
 def _size(s, fit):
@@ -283,8 +297,8 @@ def record(
     tried: dict[str, float],  # Every candidate's validation accuracy
 ) -> Record:  # Without what the whole took: `seconds` and `peak_bytes` are 0
     "Touch the test set once, with the candidate that was chosen, and write down what it gave and took."
-    score = Ledger().score(fit.name, *predict(fit.model, s.loader(s.task.test)))
-    logits, y = predict(fit.model, s.loader(s.few))
+    score = Ledger().score(fit.name, *s.predict(fit.model, s.task.test))
+    logits, y = s.predict(fit.model, s.few)
     return Record(
         s.config, score.accuracy, len(s.task.test), tried[fit.name], fit.name, tried, float(risk(logits, y)), _gap(s, fit),
         _source_accuracy(s, fit), **_size(s, fit), steps=fit.steps, train_seconds=round(fit.seconds, 3), seconds=0.0,
@@ -295,11 +309,12 @@ def record(
 # %% ../nbs/12_experiments.ipynb #12c0de34
 def run(
     config: Config,
+    kind: Callable[..., Setting] = Setting,  # As for `prepare`
 ) -> Record:
     "Train on few labels, choose on validation pictures, touch the test set once, and write down what it gave and took."
 
     def experiment():
-        s = prepare(config)
+        s = prepare(config, kind)
         return record(s, *_search(s))
 
     cost = measure(experiment)

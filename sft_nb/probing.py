@@ -8,7 +8,7 @@ __all__ = ['Probe', 'l2_path', 'solve_head', 'choose', 'cross_validate', 'Ridge'
 # %% ../nbs/08_probing.ipynb #8e6aa2f1
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,16 @@ class Probe:
         return x @ self.W.T.to(x) + self.b.to(x)
 
 # %% ../nbs/08_probing.ipynb #f3721343
-def _checked(feats, num_classes, l2s, weights, class_weights):
+def _alone(t):
+    return t  # the sum over the processes that share the rows, where there is one
+
+
+def _checked(feats, num_classes, l2s, weights, class_weights, total=_alone):
     "The examples' shares in the mean, float64 [N], or one sentence on what is wrong."
     x, y, n = feats.x, feats.y, len(feats.y)
-    if n == 0 or x.ndim != 2 or len(x) != n:
+    if int(total(torch.tensor(n))) == 0 or x.ndim != 2 or len(x) != n:
         raise ValueError(f"a head needs features [N, D] and as many labels; got {list(x.shape)} and {list(y.shape)}")
-    if int(y.min()) < 0 or int(y.max()) >= num_classes:
+    if n and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}; found {int(y.min())} to {int(y.max())}")
     bad = [int(i + j) for i in range(0, n, 8192) for j in (~x[i : i + 8192].isfinite().all(1)).nonzero()[:, 0]]
     if bad:
@@ -55,26 +59,30 @@ def _checked(feats, num_classes, l2s, weights, class_weights):
     w = torch.ones(n, dtype=torch.float64, device=x.device) if weights is None else weights.to(x.device).double()
     if class_weights is not None:
         w = w * class_weights.to(x.device).double()[y]
-    if w.shape != (n,) or not (w >= 0).all() or not 0 < w.sum() < math.inf:
+    if w.shape != (n,) or not (w >= 0).all() or not 0 < (whole := total(w.sum())) < math.inf:
         raise ValueError(f"weights must be {n} numbers >= 0, not all zero; got {list(w.shape)}")
-    return w / w.sum()
+    return w / whole
 
 # %% ../nbs/08_probing.ipynb #f1d2f500
 class _Problem:
     "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
 
-    def __init__(self, x, y, w):
-        self.classes, self.y = torch.unique(y[w > 0], return_inverse=True)
-        self.x, self.w = (x, w) if len(self.y) == len(y) else (x[w > 0], w[w > 0])  # rows without weight
+    def __init__(self, x, y, w, num_classes, total=_alone):
+        self.total, used = total, w > 0
+        self.x, y, self.w = (x, y, w) if used.all() else (x[used], y[used], w[used])
+        self.n = int(total(torch.tensor(len(self.x))))
+        share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
+        self.classes = share.nonzero()[:, 0]
+        self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
         numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
         self.rows = max(256, numbers // max(1, x.shape[1]))
-        self.share = torch.zeros(len(self.classes)).to(self.w).index_add_(0, self.y, self.w)
-        self.mean = sum(self.w[s] @ c.double() for s, c in self.chunks())
-        var = sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())
+        self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
+        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks()))
         self.scale = max(math.sqrt(var.item()), 1e-150)
 
     def chunks(self):
-        return ((slice(i, i + self.rows), self.x[i : i + self.rows]) for i in range(0, len(self.x), self.rows))
+        starts = range(0, max(1, len(self.x)), self.rows)  # a process without rows has one empty chunk
+        return ((slice(i, i + self.rows), self.x[i : i + self.rows]) for i in starts)
 
     def raw(self, V, dtype):
         "What V does to features as they are stored: a matrix, and a column of biases."
@@ -90,29 +98,30 @@ class _Problem:
         return torch.cat([torch.addmm(a, A, c.to(dtype).T) for _, c in self.chunks()], 1).double()
 
     def back(self, T, dtype):  # float64 [C, D + 1]
-        return self.lift(sum((T[:, s].to(dtype) @ c.to(dtype)).double() for s, c in self.chunks()), T.sum(1))
+        Q = sum((T[:, s].to(dtype) @ c.to(dtype)).double() for s, c in self.chunks())
+        return self.lift(self.total(Q), self.total(T.sum(1)))
 
 # %% ../nbs/08_probing.ipynb #366def10
 def _spectrum(problem, rows):
     "Eigenvalues and eigenvectors of the features' covariance, float32, from at most `rows` rows."
-    n = len(problem.x)
+    n, rows = len(problem.x), math.ceil(rows * len(problem.x) / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    gram, total = 0.0, problem.w[some].sum()
+    gram, total = 0.0, problem.total(problem.w[some].sum())
     for part in some.split(problem.rows):
         c = (problem.x[part] - problem.mean.float()) * (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
         gram = gram + c.T @ c
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(problem.total(gram))
     return values.clamp(min=0).float(), vectors.float()
 
 # %% ../nbs/08_probing.ipynb #5b1e7f05
 def _risk(Z, problem):
-    return (problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
+    return problem.total(problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
 
 
-def _curvature(P, w):
+def _curvature(P, problem):
     "The softmax's curvature, averaged over the rows: [C, C]."
-    return torch.diag(P @ w) - (P * w) @ P.T
+    return problem.total(torch.diag(P @ problem.w) - (P * problem.w) @ P.T)
 
 
 def _profile(V, Z, problem):
@@ -121,11 +130,11 @@ def _profile(V, Z, problem):
     loss = lambda b: _risk(Z + b[:, None], problem)
     for _ in range(100):
         P = torch.softmax(Z + b[:, None], 0)
-        g = P @ problem.w - problem.share
+        g = problem.total(P @ problem.w) - problem.share
         if g.abs().max() < 1e-13:
             break
         now = loss(b) if now is None else now
-        e, R = torch.linalg.eigh(_curvature(P, problem.w))
+        e, R = torch.linalg.eigh(_curvature(P, problem))
         for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
             new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))
             if (then := loss(new)) < now:
@@ -152,7 +161,7 @@ def _hessian(problem, P, l2, dtype):
             t = (pu - p[:, s] * pu.sum(0)) * w[s]
             Q, q = Q + (t @ c.to(dtype)).double(), q + t.sum(1).double()
             moves.append(u)
-        HV = problem.lift(Q, q).to(dtype)
+        HV = problem.lift(problem.total(Q), problem.total(q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
         return torch.cat(moves, 1), _centred(HV)
 
@@ -161,7 +170,7 @@ def _hessian(problem, P, l2, dtype):
 
 def _preconditioner(problem, P, l2, spectrum, dtype):
     "The inverse of curvature x covariance + l2, which is H where the two are independent."
-    a, R = torch.linalg.eigh(_curvature(P, problem.w))
+    a, R = torch.linalg.eigh(_curvature(P, problem))
     free = R[:, 1:] / a[1:].clamp(min=1e-12 * a[-1]).sqrt()  # a[0] = 0 belongs to what all classes share
     inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
     scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
@@ -192,13 +201,14 @@ def _direction(G, H, precondition, stop, enough, most):
 # %% ../nbs/08_probing.ipynb #e8221902
 def _line_search(V, Z, d, U, l2, problem):
     "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z [C, N] move by U."
-    low, high, t, own = 0.0, math.inf, 1.0, (problem.w @ U.gather(0, problem.y[None])[0]).item()
+    mean = lambda row: problem.total(problem.w @ row).item()
+    low, high, t, own = 0.0, math.inf, 1.0, mean(U.gather(0, problem.y[None])[0])
     Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
     for _ in range(50):
         P = torch.softmax(Z + t * U, 0)
         m = (P * U).sum(0)
-        slope = (problem.w @ m).item() - own + l2 * (Wd + t * dd)
-        curve = (problem.w @ ((P * U * U).sum(0) - m * m)).item() + l2 * dd
+        slope = mean(m) - own + l2 * (Wd + t * dd)
+        curve = mean((P * U * U).sum(0) - m * m) + l2 * dd
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
@@ -247,10 +257,10 @@ def _basis(problem):
 
 def _prepare(problem):
     "What all values of l2 share: the problem to iterate on, its spectrum, and the way back."
-    if len(problem.x) >= problem.x.shape[1]:
+    if problem.n >= problem.x.shape[1]:
         return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda V: V
     x, back = _basis(problem)
-    small = _Problem(x, problem.y, problem.w)
+    small = _Problem(x, problem.y, problem.w, len(problem.classes))
     return small, _spectrum(small, len(x)), lambda V: torch.cat([back(V[:, :-1] / small.scale), V[:, -1:]], 1)
 
 
@@ -277,7 +287,8 @@ def _sorts(problem, V):
     "Whether the head gives every example's own class the largest logit: a proof that the training set is separable."
     Z = problem.logits(V, torch.float64)
     own = Z.gather(0, problem.y[None])[0]
-    return bool((own > Z.scatter(0, problem.y[None], -math.inf).amax(0)).all())
+    wrong = own <= Z.scatter(0, problem.y[None], -math.inf).amax(0)
+    return not problem.total(wrong.sum())
 
 
 def _in_units(problem, V, num_classes):
@@ -307,14 +318,15 @@ def l2_path(
     tol: float = 1e-8,  # Largest certified gap
     weights: Tensor | None = None,  # Of the examples, [N], >= 0; only their ratios count
     class_weights: Tensor | None = None,  # Of the classes, [C]; multiplied into the examples'
+    total: Callable[[Tensor], Tensor] = _alone,  # Sums a tensor over processes that hold a part of the rows each
 ) -> list[Probe]:  # In the order of l2s
     "A certified head for every l2, with one preparation for all of them."
-    w = _checked(feats, num_classes, l2s, weights, class_weights)
-    problem = _Problem(feats.x, feats.y, w)
+    w = _checked(feats, num_classes, l2s, weights, class_weights, total)
+    problem = _Problem(feats.x, feats.y, w, num_classes, total)
     small, spectrum, back = _prepare(problem)
     unit = problem.scale * (1 if small is problem else small.scale)
     solved = [(math.inf, torch.zeros(len(small.classes), small.x.shape[1] + 1).to(small.mean))]
-    probes, exact = {}, small.x.numel() < 1e6  # small problems take no shortcut
+    probes, exact = {}, small.n * small.x.shape[1] < 1e6  # small problems take no shortcut
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
         for dtype in [torch.float64] if exact else [torch.float32, torch.float64]:
@@ -335,9 +347,10 @@ def solve_head(
     tol: float = 1e-8,  # Largest certified gap
     weights: Tensor | None = None,  # Of the examples, [N], >= 0; only their ratios count
     class_weights: Tensor | None = None,  # Of the classes, [C]; multiplied into the examples'
+    total: Callable[[Tensor], Tensor] = _alone,  # Sums a tensor over processes that hold a part of the rows each
 ) -> Probe:
     "The certified argmin of mean cross-entropy + (l2 / 2) ||W||^2 over linear heads with a free bias."
-    return l2_path(feats, num_classes, [l2], tol, weights, class_weights)[0]
+    return l2_path(feats, num_classes, [l2], tol, weights, class_weights, total)[0]
 
 # %% ../nbs/08_probing.ipynb #8158fc06
 def choose(

@@ -1,0 +1,236 @@
+"Many processes by torchrun, on the loopback: the oracle is one process that knows nothing of the others."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+from sft_nb.data import Loader, few_shot, jitter, load_split
+from sft_nb.distributed import share
+from sft_nb.evaluation import predict
+from sft_nb.experiments import Config, run
+from sft_nb.features import extract
+from sft_nb.models import adapt, load_pretrained
+from sft_nb.probing import solve_head
+from sft_nb.strategies import Phase, run_phases
+
+ENV = os.environ | dict(
+    PYTHONPATH=os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)]),
+    OMP_NUM_THREADS="1",
+    PYTHONWARNINGS="ignore",
+)
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+SGD = (Phase(("*",), 2, 1e-3, opt="sgd", anchor=0.01, l2=0.01),)  # everything learns, BatchNorm too
+SOME = (Phase(("backbone.layer4.*", "head.*"), 1, 1e-2, opt="sgd"),)  # most of the network is frozen
+PLANS = {"some": SOME, "all64": SGD}
+SCRIPT = """
+import sys
+import torch
+from safetensors.torch import save_file
+from test_distributed import PLANS, ROWS, model, precise, training
+from sft_nb.distributed import gather, processes, shared_features, shared_head, shared_phases, shared_predict
+torch.set_num_threads(1)
+with processes() as (rank, world):
+    net, dl = model(), training()
+    plain = training(shuffle=False, augment=None)
+    feats = shared_features(net.backbone, plain)
+    head, odd = shared_head(feats, 10, 0.1), shared_head(feats, 12, 0.1)
+    few = training(shuffle=False, augment=None, n=40)
+    small = shared_head(shared_features(net.backbone, few), 10, 0.1)
+    logits, y = shared_predict(net, training(shuffle=False, augment=None, n=33))
+    out = dict(x=gather(feats.x), y=gather(feats.y), W=head.W, b=head.b, gap=torch.tensor([head.gap, head.loss], dtype=torch.float64),
+               oddb=odd.b, small=small.W, logits=logits, labels=y)
+    for name, phases in PLANS.items():
+        net, dl = precise(name)
+        out[f"{name} losses"] = torch.tensor([s.loss for s in shared_phases(net, dl, phases)])
+        out |= {f"{name} {k}": v for k, v in net.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in out.items()}, f"{sys.argv[1]}.{rank}")
+"""
+ROWS = 163  # five batches of 32 and one of 3: unequal shares, and for four processes one without any of its rows
+
+
+def training(shuffle=True, augment=jitter(2), n=ROWS):
+    ds = few_shot(load_split("digits_wild").train, 17, 0)[:n]
+    return Loader(ds, 32, load_pretrained("pocket").transform, shuffle=shuffle, augment=augment, seed=3)
+
+
+def model():
+    torch.manual_seed(0)
+    return adapt(load_pretrained("pocket"), 10)
+
+
+def precise(name):
+    "Model and batches, in float64 where the name says so."
+    net, dl = model(), training()
+    if name.endswith("64"):
+        net, to = net.double(), dl.transform
+        dl.transform = lambda xb: to(xb).double()
+    return net, dl
+
+
+@pytest.fixture(scope="module")
+def one():
+    "What one process gives, by the functions of the other chapters."
+    net, plain = model(), training(shuffle=False, augment=None)
+    feats = extract(net.backbone, plain)
+    out = dict(feats=feats, head=solve_head(feats, 10, 0.1), few=solve_head(feats[:40], 10, 0.1))
+    out["logits"], out["labels"] = predict(net, training(shuffle=False, augment=None, n=33))
+    for name, phases in PLANS.items():
+        net, dl = precise(name)
+        losses = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
+        out[name] = losses, net.state_dict()
+    return out
+
+
+def launch(n, *args, timeout=120, **env):
+    return subprocess.run(
+        [*LAUNCH, f"--nproc_per_node={n}", *map(str, args)],
+        env=ENV | env,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    "What n processes give, one result for each rank."
+    folder, known = tmp_path_factory.mktemp("many"), {}
+    (folder / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join([ENV["PYTHONPATH"], str(ROOT / "tests")])
+
+    def get(n):
+        if n not in known:
+            done = launch(n, folder / "script.py", folder / f"of{n}", PYTHONPATH=path)
+            assert done.returncode == 0, done.stderr[-3000:]
+            known[n] = [load_file(folder / f"of{n}.{rank}") for rank in range(n)]
+        return known[n]
+
+    return get
+
+
+each_n = pytest.mark.parametrize("n", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 4))])
+
+
+@each_n
+def test_features_and_predictions_are_those_of_one_process_bit_for_bit(one, many, n):
+    for got in many(n):
+        assert torch.equal(got["x"], one["feats"].x) and torch.equal(got["y"], one["feats"].y)
+        assert torch.equal(got["labels"], one["labels"]), "an evaluation that drops, repeats or reorders"
+        assert torch.allclose(got["logits"], one["logits"], atol=1e-5)
+
+
+@each_n
+def test_the_head_is_certified_over_all_rows_and_the_same_everywhere(one, many, n):
+    f = one["feats"]
+    oracle = LogisticRegression(C=1 / (len(f) * 0.1), tol=1e-10, max_iter=5000).fit(f.x.double(), f.y)
+    ranks = many(n)
+    for got in ranks:
+        assert torch.equal(got["W"], ranks[0]["W"]) and torch.equal(got["b"], ranks[0]["b"])
+        assert torch.equal(got["oddb"], ranks[0]["oddb"]), "classes without examples"
+        gap, loss = got["gap"].tolist()
+        assert gap <= 1e-8 and abs(loss - one["head"].loss) <= 2e-8
+        assert torch.allclose(got["W"], torch.tensor(oracle.coef_), atol=2e-4)
+        assert torch.equal(got["small"], one["few"].W), "few rows are solved whole, so every bit agrees"
+
+
+@each_n
+@pytest.mark.parametrize("name, tol", [("some", 1e-6), ("all64", 1e-10)])
+def test_k_steps_of_sgd_agree_with_one_process(one, many, n, name, tol):
+    losses, theta = one[name]
+    before = model().state_dict()
+    for got in many(n):
+        assert torch.allclose(got[f"{name} losses"], losses, atol=1e-5)
+        for k, v in theta.items():
+            mine = got[f"{name} {k}"]
+            assert torch.allclose(mine.double(), v.double(), rtol=tol, atol=tol), k
+            if name == "some" and k.startswith(("backbone.conv1", "backbone.layer1")):
+                assert torch.equal(mine, before[k]), f"{k} is frozen and moved"
+            assert torch.equal(mine, many(n)[0][f"{name} {k}"]), f"{k} differs between processes"
+    assert not torch.equal(theta["head.weight"], before["head.weight"])
+
+
+def test_shares_cover_every_row_once():
+    for n in (0, 1, 5, 64, 163):
+        for batch in (1, 32):
+            for world in (1, 2, 3, 4, 7):
+                rows = [i for r in range(world) for i in range(n)[share(n, batch, r, world)]]
+                assert rows == list(range(n))
+                assert all(share(n, batch, r, world).start in (n, *range(0, n + 1, batch)) for r in range(world))
+    with pytest.raises(ValueError, match="ranks are 0 to 1"):
+        share(10, 1, 2, 2)
+
+
+OPTIONS = ["-m", "sft_nb.distributed", "--shots", "20", "--format", "json"]
+
+
+@pytest.mark.slow
+def test_a_run_gives_the_record_of_one_process(tmp_path):
+    want = run(Config(shots=20))
+    done = launch(2, *OPTIONS, "--cache", tmp_path / "cache", "--out", tmp_path / "r.jsonl")
+    assert done.returncode == 0, done.stderr[-3000:]
+    got, written = json.loads(done.stdout), (tmp_path / "r.jsonl").read_text().splitlines()
+    assert len(written) == 1, "more than one process wrote"
+    for name in ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept"):
+        assert got[name] == getattr(want, name), name
+    assert abs(got["loss"] - want.loss) < 1e-6 and got["gap"] <= 1e-8
+    assert got["machine"].startswith("2 process(es)")
+
+
+def children(pid):
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        found.setdefault(int(words[1]), []).append(int(stat.parent.name))
+    return found.get(pid, [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_worker_is_started_again_and_finds_the_finished_features(tmp_path):
+    cache = tmp_path / "cache"
+    command = [*LAUNCH, "--nproc_per_node=2", "--max-restarts=2", *OPTIONS, "--shots", "20", "--cache", str(cache)]
+    p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        end = time.time() + 60
+        while not (first := list(cache.glob("*.safetensors"))) and p.poll() is None and time.time() < end:
+            time.sleep(0.002)
+        assert first, "no shard was finished"
+        there = {f: f.stat().st_mtime_ns for f in first if len(f.stem) == 64}
+        workers = children(p.pid)
+        os.kill(workers[-1], signal.SIGKILL)
+        out, err = p.communicate(timeout=90)
+    finally:
+        p.kill()
+    assert p.returncode == 0, err[-3000:]
+    want, got = run(Config(shots=20)), json.loads(out)
+    for name in ("accuracy", "valid", "chosen", "tried", "source"):
+        assert got[name] == getattr(want, name), name
+    assert "SIGKILL" in err or "Signal 9" in err or "exitcode: -9" in err, "nobody was killed"
+    assert all(f.stat().st_mtime_ns == t for f, t in there.items()), "a finished shard was written again"
+
+
+def test_wrong_input_is_one_sentence():
+    alone = subprocess.run(
+        [sys.executable, *OPTIONS, "--strategy", "lp_tf"], env=ENV, capture_output=True, text=True, cwd=ROOT
+    )
+    assert alone.returncode == 2 and "lp_ft" in alone.stderr and len(alone.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_wrong_input_is_said_once_for_all_processes():
+    done = launch(2, "-m", "sft_nb.distributed", "--shots", "0")
+    ours = [line for line in done.stderr.splitlines() if line.startswith("sft_nb:")]
+    assert done.returncode != 0 and ours == ["sft_nb: shots must be a whole number from 1 to 100000; got 0"]
