@@ -380,7 +380,7 @@ def test_svg_is_xml_inside_its_frame(ys, line):
     assert len(at) <= 302 and (line is None) == (not more)
     assert all(44 <= x <= 411 and 24 <= y <= 181 for x, y in at)
     if len(ys) > 1:
-        assert at[-1][0] == pytest.approx(45 + 365 * (len(ys) - 1) / len(ys), abs=0.1)
+        assert at[-1][0] == pytest.approx(45 + 350 * (len(ys) - 1) / len(ys), abs=0.1)
 
 
 # ---- controls
