@@ -11,7 +11,6 @@ import base64
 import inspect
 import io
 import math
-import random
 import shlex
 import threading
 import time
@@ -27,7 +26,6 @@ from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
 # %% ../nbs/16_widgets.ipynb #16c0de02
-import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -53,6 +51,7 @@ from .peft import LoRA, load_delta, save_delta
 from .plots import COLOURS
 from .probing import choose, l2_path, solve_head
 from .strategies import blocks, run_phases, scaled, strategy
+from .training import random_state, set_random_state
 
 # %% ../nbs/16_widgets.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none
@@ -193,18 +192,14 @@ class _Stream:
 
     own = None
 
-    def _swap(self, state):
-        was = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        if state is not None:
-            for put, s in zip((random.setstate, np.random.set_state, torch.set_rng_state), state, strict=True):
-                put(s)
-        return was
-
     def __enter__(self):
-        self.readers = self._swap(self.own)
+        self.readers = random_state()
+        if self.own is not None:
+            set_random_state(self.own)
 
     def __exit__(self, *error):
-        self.own = self._swap(self.readers)
+        self.own = random_state()
+        set_random_state(self.readers)
 
 # %% ../nbs/16_widgets.ipynb #16c0de21
 def _named(patterns, tensors):
