@@ -54,6 +54,10 @@ class Images:
         "A subset, by a slice, a mask or an index tensor."
         return Images(self.x[i], self.y[i])
 
+    def to(self, device: torch.device | str) -> "Images":
+        "The same pictures on a device: a GPU holds all of CIFAR-10 in 0.2 GB, and no batch has to travel."
+        return Images(self.x.to(device), self.y.to(device))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -134,7 +138,7 @@ def few_shot(
     "A random subset with `shots` examples of every class that `ds` holds."
     if shots < 1 or len(ds) == 0:
         raise ValueError(f"{shots} shots per class of {len(ds)} examples: there is nothing to choose")
-    order = shuffled(len(ds), seed)
+    order = shuffled(len(ds), seed).to(ds.y.device)
     picks = [order[ds.y[order] == c][:shots] for c in ds.y.unique()]
     if short := [(int(ds.y[p[0]]), len(p)) for p in picks if len(p) < shots]:
         raise ValueError(f"{shots} shots per class were asked for, but class {short[0][0]} has {short[0][1]} examples")
@@ -177,7 +181,7 @@ class Loader:
         self.epoch += 1
         n = len(self.ds.y)
         order = torch.randperm(n, generator=g) if self.shuffle else torch.arange(n)
-        for i in order.split(self.batch_size):
+        for i in order.to(self.ds.y.device).split(self.batch_size):  # it travels once, not batch by batch
             xb, yb = self.ds.x[i].to(self.device), self.ds.y[i].to(self.device)
             xb = self.transform(xb if self.augment is None else self.augment(xb, g))
             if len(xb) != len(yb):

@@ -123,6 +123,12 @@ def _layer(backbone, layer):
     return phi
 
 # %% ../nbs/06_features.ipynb #5a00eb7b
+def _exact_convolutions():
+    "A GPU multiplies float32 in convolutions with ten binary digits (TF32) unless it is told not to."
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+
+
 def extract(
     backbone: nn.Module,  # phi; left as it is, whatever its mode
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches on the backbone's device
@@ -131,7 +137,7 @@ def extract(
 ) -> Features:  # On the device of the batches
     "phi(x) of every example in eval mode: BatchNorm folded, the fastest layout that is proved equal on the first batch."
     out, phi = [], _layer(backbone, layer) if layer else None
-    with torch.inference_mode():
+    with torch.inference_mode(), _exact_convolutions():
         for xb, yb in tqdm(dl, "features", delay=2, leave=False):
             if phi is None:
                 phi = _fast(backbone, xb, dtype, EXACT if dtype == torch.float32 else CLOSE)
