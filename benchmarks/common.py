@@ -28,14 +28,15 @@ RESULTS = ROOT / "results"
 
 
 def arguments(doc: str, **extra) -> argparse.Namespace:
-    "--quick, --repeats, --threads, --device, and a benchmark's own options (name=default)."
+    "--quick, --repeats, --threads, --device, and a benchmark's own options (name=default; False makes a switch)."
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="a small version, a minute at most; its record is marked so")
     p.add_argument("--repeats", type=int, default=3, help="how often every subject runs")
     p.add_argument("--threads", type=int, default=1, help="torch's threads")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name, default in extra.items():
-        p.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        kind = dict(action="store_true") if default is False else dict(type=type(default), default=default)
+        p.add_argument(f"--{name.replace('_', '-')}", **kind)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     return args

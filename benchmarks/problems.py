@@ -27,18 +27,19 @@ def relu_features(
     dead: int = 3,
     gain: float = 1.0,  # of all features: as a penalty 1 / gain^2 as strong
     chunk: int = 10_000,
+    device: str = "cpu",  # where they are drawn and lie; another device draws other numbers
 ) -> Features:
-    g = torch.Generator().manual_seed(seed)
-    randn = lambda *shape: torch.randn(*shape, generator=g)
-    sd = torch.arange(1, latent + 1).float() ** -0.5
+    g = torch.Generator(device).manual_seed(seed)
+    randn = lambda *shape: torch.randn(*shape, generator=g, device=device)
+    sd = torch.arange(1, latent + 1, device=device).float() ** -0.5
     centres = randn(c, clusters, latent) * sd * separation
     first, first_bias = randn(latent, 2 * latent) / sd.norm(), randn(2 * latent) * 0.3
     second, second_bias = randn(2 * latent, d) / latent**0.5, randn(d) * 0.3
     scale = gain * torch.exp(0.5 * randn(d))
-    scale[torch.randperm(d, generator=g)[:dead]] = 0
-    y = torch.randint(0, c, (n,), generator=g)
-    k = torch.randint(0, clusters, (n,), generator=g)
-    x = torch.empty(n, d)
+    scale[torch.randperm(d, generator=g, device=device)[:dead]] = 0
+    y = torch.randint(0, c, (n,), generator=g, device=device)
+    k = torch.randint(0, clusters, (n,), generator=g, device=device)
+    x = torch.empty(n, d, device=device)
     for i in range(0, n, chunk):
         s = slice(i, min(i + chunk, n))
         z = (
