@@ -58,7 +58,7 @@ class Images:
         "The same pictures on a device: a GPU holds all of CIFAR-10 in 0.2 GB, and no batch has to travel."
         return Images(self.x.to(device), self.y.to(device))
 
-
+# %% ../nbs/03_data.ipynb #479a294c
 @dataclass(frozen=True)
 class Split:
     "A task: three sets that share no picture. Choose on `valid`; touch `test` once."
