@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .core import unknown
+from .core import sentence, unknown
 from .experiments import FORMATS, Config, forecast, grid, read_records, render, run, sweep, table
 from .store import append_line
 
@@ -94,7 +94,7 @@ def main(
     try:
         print(_command(_parser().parse_args(argv)), end="", flush=True)
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f"sft_nb: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"sft_nb: {sentence(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sft_nb: stopped; a sweep goes on from its file when it is called again", file=sys.stderr)
