@@ -27,7 +27,7 @@ setup(
     extras_require={"dev": cfg["dev_requirements"].split(), "browser": cfg["browser_requirements"].split()},
     entry_points={
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
-        "console_scripts": ["sft_nb=sft_nb.experiments:main"],
+        "console_scripts": ["sft_nb=sft_nb.cli:main"],
     },
     zip_safe=False,
 )

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import experiments
+from .cli import Parser, add_options
 from .core import unknown
 from .data import Loader
 from .evaluation import predict
-from .experiments import _FORMATS, Config, Record, Setting, _add_options, _Parser, render
+from .experiments import FORMATS, Config, Record, Setting, render
 from .features import Cache, Features, cached, extract
 from .models import TransferModel
 from .probing import Probe, solve_head
@@ -267,15 +268,15 @@ def run(
 # %% ../nbs/21_distributed.ipynb #21d0de51
 def _parsed(argv):
     "The config and the other options of the command line."
-    parser = _Parser("sft_nb.distributed", description="One experiment over many processes.", allow_abbrev=False)
-    _add_options(parser, several=False)
+    parser = Parser("sft_nb.distributed", description="One experiment over many processes.", allow_abbrev=False)
+    add_options(parser)
     parser.add_argument("--cache", help="a folder: finished features are kept there, and found after a restart")
     parser.add_argument("--out", help="append the record to this file of JSON lines")
-    parser.add_argument("--format", default="tsv", help=f"{', '.join(_FORMATS)} (default tsv)")
+    parser.add_argument("--format", default="tsv", help=f"{', '.join(FORMATS)} (default tsv)")
     args = vars(parser.parse_args(argv))
     cache, out, format = (args.pop(name) for name in ("cache", "out", "format"))
-    if format not in _FORMATS:
-        raise unknown("format", format, _FORMATS)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
     return Config(**args), cache, out, format
 
 

@@ -15,8 +15,10 @@ FLOORS = {
     4: ["probing"],
     5: ["strategies", "transferability", "understanding"],
     6: ["experiments"],
-    7: ["widgets", "distributed"],
+    7: ["widgets", "sessions", "cli"],
+    8: ["dashboard", "pictures", "distributed"],
 }
+VIEWS = {"widgets", "dashboard", "pictures"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 MODULES = sorted(p.stem for p in (ROOT / "sft_nb").glob("*.py") if p.stem not in ("__init__", "_modidx"))
 RUNTIME = {
@@ -54,7 +56,7 @@ def ours(module):
 
 def test_every_module_has_a_floor():
     assert set(MODULES) <= set(FLOOR), "a module without a floor"
-    assert len(FLOOR) <= 19
+    assert len(FLOOR) <= 23  # and one place kept for text backbones (hf): 24 is the ceiling
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -65,7 +67,7 @@ def test_imports_go_down_only(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_star_imports_and_only_declared_packages(module):
-    allowed = RUNTIME | ({"ipywidgets", "IPython"} if module == "widgets" else set())
+    allowed = RUNTIME | ({"ipywidgets", "IPython"} if module in VIEWS else set())
     for name, names in imports(module):
         assert "*" not in names, f"{module} imports * from {name}"
         top = name.split(".")[0]
@@ -73,8 +75,8 @@ def test_no_star_imports_and_only_declared_packages(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_plots_stay_out_of_the_rooms_below_the_view(module):
-    assert FLOOR[module] == 7 or "plots" not in set(ours(module))
+def test_plots_stay_out_of_all_rooms_but_the_view(module):
+    assert module in VIEWS or "plots" not in set(ours(module))
 
 
 def test_import_needs_no_jupyter():

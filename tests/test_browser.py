@@ -206,7 +206,6 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     assert stopped < 3 and rate > 0.5
     dark(page)
     page.screenshot(path=tmp_path / "dark.png")
-    own_pictures(page, tmp_path)
 
 
 def upload(page, box, button, path):
@@ -216,8 +215,10 @@ def upload(page, box, button, path):
     chooser.value.set_files(path)
 
 
-def own_pictures(page, tmp_path):
-    "A zip of pictures is uploaded and learned, and a new picture is named."
+def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
+    page = opened(browser, lab, "27_pictures.ipynb")
+    nb = run_all(page, lab, "27_pictures.ipynb")
+    assert not errors(nb) and not not_run(nb)
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as z:
         for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
             for i in range(8):

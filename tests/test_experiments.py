@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb import experiments
+from sft_nb.cli import main
 from sft_nb.data import TASKS, Images, Split
 from sft_nb.experiments import (
     Config,
@@ -29,7 +30,6 @@ from sft_nb.experiments import (
     compare,
     forecast,
     grid,
-    main,
     read_records,
     render,
     run,
@@ -509,7 +509,7 @@ def test_render_is_what_the_readers_of_each_format_expect():
 def shell(*words, **kwargs):
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "sft_nb.experiments", *map(str, words)],
+        [sys.executable, "-W", "ignore", "-m", "sft_nb.cli", *map(str, words)],
         env=env,
         cwd=ROOT,
         capture_output=True,
@@ -596,7 +596,7 @@ def test_ctrl_c_is_status_130_and_the_sweep_goes_on(tmp_path):
     words = ["sweep", "--seed", *range(200), "--shots", "2", "--budget", "1", "--out", path]
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     p = subprocess.Popen(
-        [sys.executable, "-m", "sft_nb.experiments", *map(str, words)],
+        [sys.executable, "-m", "sft_nb.cli", *map(str, words)],
         env=env,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -612,7 +612,7 @@ def test_ctrl_c_is_status_130_and_the_sweep_goes_on(tmp_path):
 
 
 def test_the_installed_command_is_this_one():
-    assert "sft_nb.experiments:main" in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert "sft_nb.cli:main" in (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
 # ---- the committed records

@@ -24,31 +24,19 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from sft_nb import experiments, widgets
-from sft_nb.data import TASKS, Loader, load_split
+from sft_nb import cli, experiments, pictures, sessions
+from sft_nb.dashboard import Panel
+from sft_nb.data import TASKS, Loader, load_split, read_picture
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.peft import add_lora
+from sft_nb.pictures import OwnPictures, learn_pictures, name_picture, unpack_pictures
+from sft_nb.sessions import Session, Worker, block_table
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
-from sft_nb.widgets import (
-    OwnPictures,
-    Panel,
-    Session,
-    Worker,
-    as_code,
-    as_command,
-    block_table,
-    controls,
-    learn_pictures,
-    misfits,
-    name_picture,
-    play,
-    svg_curve,
-    unpack_pictures,
-)
+from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
 
 QUICK = dict(shots=4, epochs=6)  # twelve steps
 REAL = [f.name for f in fields(Config) if isinstance(f.default, float)]
@@ -163,8 +151,8 @@ def test_an_interrupted_kernel_leaves_a_stopped_session():
 import _thread, threading, time, warnings
 warnings.simplefilter("ignore")
 from sft_nb.experiments import Config
+from sft_nb.sessions import Session
 from sft_nb.store import digest
-from sft_nb.widgets import Session
 c = Config(strategy="full", shots=4, epochs=6)
 a, b = Session(c), Session(c)
 a.run()
@@ -297,13 +285,13 @@ def test_f_star_is_scikit_learns():
 )
 def test_what_goes_wrong_is_said_in_words_and_raised_by_run(config, words, monkeypatch):
     if words == "lower lr":
-        real = widgets.run_phases
+        real = sessions.run_phases
 
         def runs_away(*args):
             yield next(real(*args))
             raise FloatingPointError("loss is nan at epoch 0, step 1: lower lr")
 
-        monkeypatch.setattr(widgets, "run_phases", runs_away)
+        monkeypatch.setattr(sessions, "run_phases", runs_away)
     s = Session(config)
     s.start()
     s.wait()
@@ -398,9 +386,9 @@ def test_round_trip_through_controls_code_and_command(name, settings_panel, monk
     assert settings_panel.value == c and settings_panel.problems == {}
     assert eval(settings_panel.code.value, dict(Config=Config)) == c
     ran = []
-    monkeypatch.setattr(experiments, "run", lambda config: ran.append(config) or experiments.read_records("none"))
+    monkeypatch.setattr(cli, "run", lambda config: ran.append(config) or experiments.read_records("none"))
     with pytest.raises(AttributeError):  # the list is no record: only what arrives counts
-        experiments.main(shlex.split(settings_panel.command.value)[1:])
+        cli.main(shlex.split(settings_panel.command.value)[1:])
     assert ran == [c]
 
 
@@ -527,8 +515,8 @@ def test_running_a_cell_again_stops_what_it_had_started():
 
 
 def test_labels_cannot_write_html():
-    assert "<script" not in widgets._html_table([{"<script>": "<script>x"}])
-    assert "<script" not in widgets._gallery(["x"], ["<script>"])
+    assert "<script" not in html_table([{"<script>": "<script>x"}])
+    assert "<script" not in gallery(["x"], ["<script>"])
 
 
 # ---- pictures of one's own
@@ -576,9 +564,7 @@ def test_from_a_folder_to_a_file_and_back(tmp_path):
     upload(b.picture, picture)
     named = name_picture(own.learned, picture)
     assert f"looks like {max(named, key=named.get)}" in b.said.value and sum(named.values()) == pytest.approx(1)
-    phi = own.learned.pre.backbone.eval()(
-        own.learned.pre.transform(widgets.read_picture(io.BytesIO(picture), 32)[None])
-    )
+    phi = own.learned.pre.backbone.eval()(own.learned.pre.transform(read_picture(io.BytesIO(picture), 32)[None]))
     want = (phi @ W0.T + own.learned.model.head.bias).softmax(1)[0]
     assert [named[c] for c in own.learned.classes] == pytest.approx(want.tolist(), abs=1e-6)
 
@@ -623,7 +609,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
     assert "cannot be read as a picture" in said()
     upload(b.picture, bytes(8_000_001), "huge.png")
     assert "huge.png has 8 MB" in said()
-    monkeypatch.setitem(widgets._MOST, "pictures", 10_000)
+    monkeypatch.setitem(pictures._MOST, "pictures", 10_000)
     b.learn.click()
     assert "take a smaller folder" in said()
 
@@ -645,7 +631,8 @@ import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["ipywidgets"] = sys.modules["IPython"] = None
 from sft_nb.experiments import Config
-from sft_nb.widgets import Session, as_code, misfits
+from sft_nb.sessions import Session
+from sft_nb.widgets import as_code, misfits
 print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
