@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import experiments
-from .core import unknown
+from .core import set_seed, unknown
 from .data import Loader
 from .evaluation import predict
 from .experiments import _FORMATS, Config, Record, Setting, _add_options, _Parser, render
@@ -31,7 +31,7 @@ from .models import TransferModel
 from .probing import Probe, solve_head
 from .store import append_line, load_checkpoint, save_checkpoint
 from .strategies import Alone, Phase, resumable, run_phases
-from .training import Step, random_state, steps
+from .training import Step, random_state, set_random_state, steps
 
 # %% ../nbs/21_distributed.ipynb #21d0de10
 def _where():
@@ -127,7 +127,8 @@ def shared_predict(
 ) -> tuple[Tensor, Tensor]:  # Logits [N, C] and labels [N] of all rows, in order, in every process
     "`predict`, each process its share; no row is dropped and none counts twice."
     own, n = _own(dl)
-    logits, y = predict(model, own)
+    with _own_numbers():
+        logits, y = predict(model, own)
     return gather(logits[:n]), gather(y[:n])
 
 # %% ../nbs/21_distributed.ipynb #21d0de30
@@ -158,16 +159,33 @@ class _Sum(torch.autograd.Function):
         return total(grad)
 
 
+@contextmanager
+def _own_numbers():
+    "Each process draws random numbers of its own; afterwards the streams stand as before, the same in all."
+    rank, world = _where()
+    if world == 1:
+        yield
+        return
+    seed, state = int(torch.randint(1 << 31, ())), random_state()
+    set_seed(seed + rank)
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
 class _Part(nn.Module):
     "Takes a whole batch, computes this process's part of it, and gives the logits of all."
 
     def __init__(self, model, transform):
         super().__init__()
         self.model, self.transform = model, transform
+        self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))  # see _steps
 
     def forward(self, xb):
         rows = share(len(xb))
-        part = self.model(self.transform(xb[rows]))
+        with _own_numbers():  # dropout's, for this process's rows
+            part = self.model(self.transform(xb[rows]))
         whole = part.new_zeros(len(xb), *part.shape[1:]).index_put((torch.arange(len(xb))[rows],), part)
         return _Sum.apply(whole)
 
@@ -216,7 +234,8 @@ def _steps(
     "`steps`. DistributedDataParallel averages the gradients of what learns; what is frozen is left out."
     net, whole = _Part(model, dl.transform), replace(dl, transform=_same)
     if dist.is_initialized():
-        net = DistributedDataParallel(net, broadcast_buffers=False)  # they are equal already, see _Norm
+        # buffers are equal already, see _Norm; while it finds an unused parameter, it adds in the same order in all steps
+        net = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
     with _one_batch(model):
         for step in steps(net, whole, *args):
             dl.epoch = whole.epoch
@@ -235,14 +254,6 @@ def _newest(folder):
         most = int(ends[0])
         if most == -int(ends[1]):
             return state
-
-
-def _everyone(value):
-    "This value in every process, by rank."
-    found = [value] * _where()[1]
-    if dist.is_initialized():
-        dist.all_gather_object(found, value)
-    return dict(enumerate(found))
 
 # %% ../nbs/21_distributed.ipynb #21d0de45
 @dataclass(frozen=True)
@@ -266,13 +277,11 @@ class _Shared(Alone):
         return shared_predict(model, dl)
 
     def save(self, folder, n, state):
-        streams = _everyone(random_state())  # dropout draws for other rows in each process
-        if _where()[0] == 0:
-            save_checkpoint(folder, n, state | dict(n=n, streams=streams))
+        if _where()[0] == 0:  # what it has, all have
+            save_checkpoint(folder, n, state | dict(n=n))
 
     def load(self, folder):
-        state = _newest(folder)
-        return state and state | dict(random=state.get("streams", {}).get(_where()[0], state["random"]))
+        return _newest(folder)
 
 # %% ../nbs/21_distributed.ipynb #21d0de43
 def shared_phases(
