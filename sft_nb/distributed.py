@@ -270,18 +270,11 @@ class _Shared(Alone):
         feats = shared_features(model.backbone, replace(dl, shuffle=False, augment=None), self.folder)
         return shared_head(feats, model.head.out_features, l2)
 
-    def steps(self, model, dl, *args):
-        return _steps(model, dl, *args)
-
-    def predict(self, model, dl):
-        return shared_predict(model, dl)
+    steps, predict, load = map(staticmethod, (_steps, shared_predict, _newest))
 
     def save(self, folder, n, state):
         if _where()[0] == 0:  # what it has, all have
             save_checkpoint(folder, n, state | dict(n=n))
-
-    def load(self, folder):
-        return _newest(folder)
 
 # %% ../nbs/21_distributed.ipynb #21d0de43
 def shared_phases(
@@ -310,12 +303,9 @@ class _Together(Setting):
     every: int = 50
 
     def train(self, model, phases):
-        own = self.folder and Path(self.folder) / "runs" / self.named(phases)
+        what = repr((self.config, phases, _where()[1]))
+        own = self.folder and Path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
         return shared_phases(model, self.training(), phases, folder=self.folder, checkpoints=own, every=self.every)
-
-    def named(self, phases):
-        "A folder's name for this candidate and this number of processes."
-        return sha256(repr((self.config, phases, _where()[1])).encode()).hexdigest()[:16]
 
     def predict(self, model, ds):
         return shared_predict(model, self.loader(ds))
