@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sft_nb.data import Loader, few_shot, jitter, load_split
-from sft_nb.distributed import share
+from sft_nb.distributed import main, share
 from sft_nb.evaluation import predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
@@ -30,6 +30,7 @@ ENV = os.environ | dict(
     OMP_NUM_THREADS="1",
     PYTHONWARNINGS="ignore",
 )
+WITH_TESTS = os.pathsep.join([ENV["PYTHONPATH"], str(ROOT / "tests")])  # for scripts that import this file
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SGD = (Phase(("*",), 2, 1e-3, opt="sgd", anchor=0.01, l2=0.01),)  # everything learns, BatchNorm too
 SOME = (Phase(("backbone.layer4.*", "head.*"), 1, 1e-2, opt="sgd"),)  # most of the network is frozen
@@ -76,6 +77,29 @@ with processes() as (rank, world):
         keep("resumed", net, islice(run, k))
         del run
     save_file({k: v.contiguous() for k, v in out.items()}, f"{sys.argv[1]}.{rank}")
+"""
+KILLED = """
+import os
+import signal
+import sys
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from test_distributed import ALL, noisy
+from sft_nb.distributed import processes, shared_features, shared_phases
+torch.set_num_threads(1)
+folder, first = Path(sys.argv[1]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+with processes() as (rank, world):
+    net, dl, valid = noisy()
+    shared_features(net.backbone, valid, folder)
+    losses = []
+    for s in shared_phases(net, dl, ALL, valid, 2, folder, folder / "run", 2):
+        losses.append(s.loss)
+        if first and rank == 1 and len(losses) == 6:
+            (folder / "times").write_text(" ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))))
+            os.kill(os.getpid(), signal.SIGKILL)
+    out = {"losses": torch.tensor(losses, dtype=torch.float64)} | {k: v.contiguous() for k, v in net.state_dict().items()}
+    save_file(out, f"{folder}.{rank}")
 """
 ROWS = 163  # five batches of 32 and one of 3: unequal shares, and for four processes one without any of its rows
 
@@ -157,11 +181,10 @@ def many(tmp_path_factory):
     "What n processes give, one result for each rank."
     folder, known = tmp_path_factory.mktemp("many"), {}
     (folder / "script.py").write_text(SCRIPT)
-    path = os.pathsep.join([ENV["PYTHONPATH"], str(ROOT / "tests")])
 
     def get(n):
         if n not in known:
-            done = launch(n, folder / "script.py", folder / f"of{n}", PYTHONPATH=path)
+            done = launch(n, folder / "script.py", folder / f"of{n}", PYTHONPATH=WITH_TESTS)
             assert done.returncode == 0, done.stderr[-3000:]
             known[n] = [load_file(folder / f"of{n}.{rank}") for rank in range(n)]
         return known[n]
@@ -229,6 +252,18 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bytes_in_every_proce
         for k in names:
             assert torch.equal(got[f"whole {k}"], ranks[0][f"whole {k}"]), f"{k} differs between processes"
             assert torch.equal(got[f"resumed {k}"], got[f"whole {k}"]), k
+
+
+def test_a_worker_killed_between_two_steps_is_started_again_and_goes_on_to_the_same_bytes(many, tmp_path):
+    folder, script = tmp_path / "cache", tmp_path / "script.py"
+    script.write_text(KILLED)
+    done = launch(3, "--max-restarts=1", script, folder, PYTHONPATH=WITH_TESTS)
+    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr[-3000:]
+    for rank in range(3):
+        want, got = many(3)[rank], load_file(f"{folder}.{rank}")
+        assert len(got) > 60 and all(torch.equal(v, want[f"whole {k}"]) for k, v in got.items())
+    times = " ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors")))
+    assert times and times == (folder / "times").read_text(), "finished features were written again"
 
 
 def test_shares_cover_every_row_once():
@@ -324,16 +359,22 @@ def same_run(n, folder, steps, *options):
     return dead
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_killed_workers_are_started_again_and_go_on_to_the_same_bytes(tmp_path):
-    assert same_run(2, tmp_path, [5], "--budget", "1") == 1, "nobody was killed"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("n", [2, 3])
 def test_kills_all_along_the_way_change_nothing(tmp_path, n):
     assert same_run(n, tmp_path, [0, 2, 5, 7, 10, 13, 17, 21]) == 8
+
+
+def test_a_finished_command_called_again_reads_its_steps(tmp_path, capsys, monkeypatch):
+    command = [*TRAINING[2:], "--budget", "1", "--cache", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
+    assert main(command) == 0
+    monkeypatch.setattr("sft_nb.distributed.steps", None)
+    assert main(command) == 0
+    first, again = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["steps"] == 12 and all(first[name] == again[name] for name in EQUAL)
+    assert main([*command[:-6], "--every", "0", "--cache", str(tmp_path / "b")]) == 2
+    assert "every is a number of steps" in capsys.readouterr().err
 
 
 def test_wrong_input_is_one_sentence():
