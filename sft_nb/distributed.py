@@ -100,6 +100,21 @@ def gather(
     whole[sum(counts[:rank]) : sum(counts[: rank + 1])] = part
     return total(whole)  # zeros of the others change no bit
 
+# %% ../nbs/21_distributed.ipynb #21d0de13
+@contextmanager
+def _own_numbers():
+    "Each process draws random numbers of its own; afterwards the streams stand as before, the same in all."
+    rank, world = _where()
+    if world == 1:
+        yield
+        return
+    seed, state = int(torch.randint(1 << 31, ())), random_state()
+    set_seed(seed + rank)
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
 # %% ../nbs/21_distributed.ipynb #21d0de20
 def _own(dl):
     "The batches of this process, in order, and how many rows they hold; one row where that is 0, for its shape."
@@ -157,21 +172,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return total(grad)
-
-
-@contextmanager
-def _own_numbers():
-    "Each process draws random numbers of its own; afterwards the streams stand as before, the same in all."
-    rank, world = _where()
-    if world == 1:
-        yield
-        return
-    seed, state = int(torch.randint(1 << 31, ())), random_state()
-    set_seed(seed + rank)
-    try:
-        yield
-    finally:
-        set_random_state(state)
 
 
 class _Part(nn.Module):
