@@ -102,14 +102,15 @@ def gather(
 
 # %% ../nbs/21_distributed.ipynb #21d0de13
 @contextmanager
-def _own_numbers():
-    "Each process draws random numbers of its own; afterwards the streams stand as before, the same in all."
+def _own_numbers(seeds=None):
+    "Each process draws numbers of its own; afterwards the streams stand as before, the same in all. `seeds`: a generator."
     rank, world = _where()
     if world == 1:
         yield
         return
-    seed, state = int(torch.randint(1 << 31, ())), random_state()
-    set_seed(seed + rank)
+    state = random_state()
+    if seeds is not None:
+        set_seed(int(torch.randint(1 << 31, (), generator=seeds)) + rank)
     try:
         yield
     finally:
@@ -177,14 +178,14 @@ class _Sum(torch.autograd.Function):
 class _Part(nn.Module):
     "Takes a whole batch, computes this process's part of it, and gives the logits of all."
 
-    def __init__(self, model, transform):
+    def __init__(self, model, transform, seeds=None):
         super().__init__()
-        self.model, self.transform = model, transform
+        self.model, self.transform, self.seeds = model, transform, seeds
         self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))  # see _steps
 
     def forward(self, xb):
         rows = share(len(xb))
-        with _own_numbers():  # dropout's, for this process's rows
+        with _own_numbers(self.seeds):  # dropout's, for this process's rows
             part = self.model(self.transform(xb[rows]))
         whole = part.new_zeros(len(xb), *part.shape[1:]).index_put((torch.arange(len(xb))[rows],), part)
         return _Sum.apply(whole)
@@ -226,13 +227,9 @@ def _same(xb):
     return xb
 
 
-def _steps(
-    model: TransferModel,
-    dl: Loader,  # The whole training set's batches; each process computes its part of each
-    *args,  # As for `steps`
-) -> Iterator[Step]:
+def _steps(model, dl, seeds, *args):
     "`steps`. DistributedDataParallel averages the gradients of what learns; what is frozen is left out."
-    net, whole = _Part(model, dl.transform), replace(dl, transform=_same)
+    net, whole = _Part(model, dl.transform, seeds), replace(dl, transform=_same)
     if dist.is_initialized():
         # buffers are equal already, see _Norm; while it finds an unused parameter, it adds in the same order in all steps
         net = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
@@ -260,7 +257,8 @@ def _newest(folder):
 class _Shared(Alone):
     "Who does the work of a strategy: all processes, each its share."
 
-    folder: Path | str | None = None  # Of the features of a solved head, see `shared_features`
+    folder: Path | str | None  # Of the features of a solved head, see `shared_features`
+    seeds: torch.Generator  # The same in every process; of what each draws for its own rows
 
     @property
     def processes(self):
@@ -270,11 +268,21 @@ class _Shared(Alone):
         feats = shared_features(model.backbone, replace(dl, shuffle=False, augment=None), self.folder)
         return shared_head(feats, model.head.out_features, l2)
 
-    steps, predict, load = map(staticmethod, (_steps, shared_predict, _newest))
+    def steps(self, model, dl, *args):
+        return _steps(model, dl, self.seeds, *args)
+
+    def predict(self, model, dl):
+        return shared_predict(model, dl)
 
     def save(self, folder, n, state):
         if _where()[0] == 0:  # what it has, all have
-            save_checkpoint(folder, n, state | dict(n=n))
+            save_checkpoint(folder, n, state | dict(n=n, seeds=self.seeds.get_state()))
+
+    def load(self, folder):
+        state = _newest(folder)
+        if state is not None and "seeds" in state:
+            self.seeds.set_state(state["seeds"])
+        return state
 
 # %% ../nbs/21_distributed.ipynb #21d0de43
 def shared_phases(
@@ -288,7 +296,7 @@ def shared_phases(
     every: int = 50,  # Steps between two checkpoints
 ) -> Iterator[Step]:  # With the loss of the whole batch
     "`run_phases` over all processes: the same batches, the same objective, whatever their number."
-    by = _Shared(folder)
+    by = _Shared(folder, torch.Generator().manual_seed(dl.seed))
     if checkpoints is None:
         yield from run_phases(model, dl, phases, valid, patience, by)
     else:
