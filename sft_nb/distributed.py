@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -22,16 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import experiments
 from .cli import Parser, add_options
-from .core import unknown
+from .core import set_seed, unknown
 from .data import Loader
 from .evaluation import predict
 from .experiments import FORMATS, Config, Record, Setting, render
 from .features import Cache, Features, cached, extract
 from .models import TransferModel
 from .probing import Probe, solve_head
-from .store import append_line
-from .strategies import Phase, _begin, _objective, _optimiser, _schedule, _theta
-from .training import Step, steps
+from .store import append_line, load_checkpoint, save_checkpoint
+from .strategies import Alone, Phase, resumable, run_phases
+from .training import Step, random_state, set_random_state, steps
 
 # %% ../nbs/21_distributed.ipynb #21d0de10
 def _where():
@@ -100,6 +101,22 @@ def gather(
     whole[sum(counts[:rank]) : sum(counts[: rank + 1])] = part
     return total(whole)  # zeros of the others change no bit
 
+# %% ../nbs/21_distributed.ipynb #21d0de13
+@contextmanager
+def _own_numbers(seeds=None):
+    "Each process draws numbers of its own; afterwards the streams stand as before, the same in all. `seeds`: a generator."
+    rank, world = _where()
+    if world == 1:
+        yield
+        return
+    state = random_state()
+    if seeds is not None:
+        set_seed(int(torch.randint(1 << 31, (), generator=seeds)) + rank)
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
 # %% ../nbs/21_distributed.ipynb #21d0de20
 def _own(dl):
     "The batches of this process, in order, and how many rows they hold; one row where that is 0, for its shape."
@@ -127,7 +144,8 @@ def shared_predict(
 ) -> tuple[Tensor, Tensor]:  # Logits [N, C] and labels [N] of all rows, in order, in every process
     "`predict`, each process its share; no row is dropped and none counts twice."
     own, n = _own(dl)
-    logits, y = predict(model, own)
+    with _own_numbers():
+        logits, y = predict(model, own)
     return gather(logits[:n]), gather(y[:n])
 
 # %% ../nbs/21_distributed.ipynb #21d0de30
@@ -161,13 +179,15 @@ class _Sum(torch.autograd.Function):
 class _Part(nn.Module):
     "Takes a whole batch, computes this process's part of it, and gives the logits of all."
 
-    def __init__(self, model, transform):
+    def __init__(self, model, transform, seeds=None):
         super().__init__()
-        self.model, self.transform = model, transform
+        self.model, self.transform, self.seeds = model, transform, seeds
+        self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))  # see _steps
 
     def forward(self, xb):
         rows = share(len(xb))
-        part = self.model(self.transform(xb[rows]))
+        with _own_numbers(self.seeds):  # dropout's, for this process's rows
+            part = self.model(self.transform(xb[rows]))
         whole = part.new_zeros(len(xb), *part.shape[1:]).index_put((torch.arange(len(xb))[rows],), part)
         return _Sum.apply(whole)
 
@@ -208,36 +228,80 @@ def _same(xb):
     return xb
 
 
-def _train(model, dl, phase, theta_pre):
-    "One phase's steps. DistributedDataParallel averages the gradients of what learns; what is frozen is left out."
-    opt, net = _optimiser(model, phase), _Part(model, dl.transform)
+def _steps(model, dl, seeds, *args):
+    "`steps`. DistributedDataParallel averages the gradients of what learns; what is frozen is left out."
+    net, whole = _Part(model, dl.transform, seeds), replace(dl, transform=_same)
     if dist.is_initialized():
-        net = DistributedDataParallel(net, broadcast_buffers=False)  # they are equal already, see _Norm
-    schedule = _schedule(opt, phase.schedule, phase.epochs * len(dl))
-    whole = replace(dl, transform=_same)
-    name, loss = phase.name or " ".join(phase.train), _objective(model, phase, theta_pre)
+        # buffers are equal already, see _Norm; while it finds an unused parameter, it adds in the same order in all steps
+        net = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
     with _one_batch(model):
-        yield from steps(net, whole, opt, phase.epochs, loss, schedule, name)
-    dl.epoch = whole.epoch
+        for step in steps(net, whole, *args):
+            dl.epoch = whole.epoch
+            yield step
+
+# %% ../nbs/21_distributed.ipynb #21d0de44
+def _newest(folder):
+    "The newest checkpoint that every process can read, so that no two go on from different steps."
+    most = None
+    while True:
+        state = load_checkpoint(folder, most)
+        n = -1 if state is None else state.get("n", 0)
+        ends = torch.tensor([n, -n])
+        if dist.is_initialized():
+            dist.all_reduce(ends, dist.ReduceOp.MIN)
+        most = int(ends[0])
+        if most == -int(ends[1]):
+            return state
+
+# %% ../nbs/21_distributed.ipynb #21d0de45
+@dataclass(frozen=True)
+class _Shared(Alone):
+    "Who does the work of a strategy: all processes, each its share."
+
+    folder: Path | str | None  # Of the features of a solved head, see `shared_features`
+    seeds: torch.Generator  # The same in every process; of what each draws for its own rows
+
+    @property
+    def processes(self):
+        return _where()[1]
+
+    def solve(self, model, dl, l2):
+        feats = shared_features(model.backbone, replace(dl, shuffle=False, augment=None), self.folder)
+        return shared_head(feats, model.head.out_features, l2)
+
+    def steps(self, model, dl, *args):
+        return _steps(model, dl, self.seeds, *args)
+
+    def predict(self, model, dl):
+        return shared_predict(model, dl)
+
+    def save(self, folder, n, state):
+        if _where()[0] == 0:  # what it has, all have
+            save_checkpoint(folder, n, state | dict(n=n, seeds=self.seeds.get_state()))
+
+    def load(self, folder):
+        state = _newest(folder)
+        if state is not None and "seeds" in state:
+            self.seeds.set_state(state["seeds"])
+        return state
 
 # %% ../nbs/21_distributed.ipynb #21d0de43
 def shared_phases(
     model: TransferModel,  # The same in every process, and so it stays
     dl: Loader,  # The whole training set's batches; each process computes its part of each
     phases: Sequence[Phase],  # E.g. of `strategy(name, model)`
+    valid: Loader | None = None,  # As for `run_phases`: all processes end a phase at the same step
+    patience: int = 0,
     folder: Path | str | None = None,  # Of the features of a solved head, see `shared_features`
+    checkpoints: Path | str | None = None,  # The run's own folder, from which it goes on; see `resumable`
+    every: int = 50,  # Steps between two checkpoints
 ) -> Iterator[Step]:  # With the loss of the whole batch
     "`run_phases` over all processes: the same batches, the same objective, whatever their number."
-    theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
-    for phase in phases:
-        if phase.start == "solve":
-            feats = shared_features(model.backbone, replace(dl, shuffle=False, augment=None), folder)
-            head = shared_head(feats, model.head.out_features, phase.l2)
-            model.head.load_state_dict({"weight": head.W, "bias": head.b})
-        _begin(model, dl, replace(phase, start=phase.start.replace("solve", "")))
-        if phase.epochs:
-            yield from _train(model, dl, phase, theta_pre)
-    model.eval()
+    by = _Shared(folder, torch.Generator().manual_seed(dl.seed))
+    if checkpoints is None:
+        yield from run_phases(model, dl, phases, valid, patience, by)
+    else:
+        yield from resumable(model, dl, phases, checkpoints, every, valid, patience, by=by)
 
 # %% ../nbs/21_distributed.ipynb #21d0de50
 @dataclass(frozen=True)
@@ -245,9 +309,12 @@ class _Together(Setting):
     "An experiment's setting, with the work shared."
 
     folder: Path | str | None = None
+    every: int = 50
 
     def train(self, model, phases):
-        return shared_phases(model, self.training(), phases, self.folder)
+        what = repr((self.config, phases, _where()[1]))
+        own = self.folder and Path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
+        return shared_phases(model, self.training(), phases, folder=self.folder, checkpoints=own, every=self.every)
 
     def predict(self, model, ds):
         return shared_predict(model, self.loader(ds))
@@ -259,10 +326,11 @@ class _Together(Setting):
 
 def run(
     config: Config,
-    folder: Path | str | None = None,  # Where features are kept, so that a restart finds them
+    folder: Path | str | None = None,  # Where features and checkpoints are kept, so that a restart finds them
+    every: int = 50,  # Steps between two checkpoints
 ) -> Record:  # In every process; its seconds and bytes are those of the process that asks
     "`experiments.run` over the processes that torchrun started."
-    record = experiments.run(config, partial(_Together, folder=folder))
+    record = experiments.run(config, partial(_Together, folder=folder, every=every))
     return replace(record, machine=f"{_where()[1]} process(es), {record.machine}")
 
 # %% ../nbs/21_distributed.ipynb #21d0de51
@@ -270,14 +338,15 @@ def _parsed(argv):
     "The config and the other options of the command line."
     parser = Parser("sft_nb.distributed", description="One experiment over many processes.", allow_abbrev=False)
     add_options(parser)
-    parser.add_argument("--cache", help="a folder: finished features are kept there, and found after a restart")
+    parser.add_argument("--cache", help="a folder: features and checkpoints are kept there, and found after a restart")
+    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
     parser.add_argument("--out", help="append the record to this file of JSON lines")
     parser.add_argument("--format", default="tsv", help=f"{', '.join(FORMATS)} (default tsv)")
     args = vars(parser.parse_args(argv))
-    cache, out, format = (args.pop(name) for name in ("cache", "out", "format"))
+    cache, every, out, format = (args.pop(name) for name in ("cache", "every", "out", "format"))
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    return Config(**args), cache, out, format
+    return Config(**args), cache, every, out, format
 
 
 def main(
@@ -286,9 +355,9 @@ def main(
     "`torchrun --standalone --nproc_per_node=N -m sft_nb.distributed ...`: the options of `sft_nb run`, and --cache."
     first = os.environ.get("RANK", "0") == "0"  # the one that speaks and writes
     try:
-        config, cache, out, format = _parsed(argv)
+        config, cache, every, out, format = _parsed(argv)
         with processes(config.device):
-            record = run(config, cache)
+            record = run(config, cache, every)
         if first and out:
             append_line(out, asdict(record))
         print(render([record.row()], format) * first, end="", flush=True)

@@ -288,9 +288,10 @@ def _state_in(path):
 # %% ../nbs/25_store.ipynb #25c0a009
 def load_checkpoint(
     folder: Path | str,
+    most: int | None = None,  # None that is newer than this
 ) -> dict | None:  # The newest state that is whole; None where there is no checkpoint yet
     "What `save_checkpoint` kept last. A damaged file is reported, and the one before it is taken."
-    found = _kept(folder)
+    found = [p for p in _kept(folder) if most is None or int(p.stem) <= most]
     for path in found:
         try:
             return _state_in(path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINEAR_PROBING', 'FULL', 'LP_FT', 'LAST_BLOCK', 'L2_SP', 'BN_ONLY', 'BITFIT', 'LORA', 'FROM_SCRATCH', 'STRATEGIES',
-           'Phase', 'blocks', 'slanted', 'run_phases', 'surgical', 'gradual_unfreezing', 'strategy', 'scaled',
+           'Phase', 'blocks', 'slanted', 'Alone', 'run_phases', 'surgical', 'gradual_unfreezing', 'strategy', 'scaled',
            'resumable', 'auto_rgn', 'lr_finder', 'suggest_lr']
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e04
@@ -35,7 +35,7 @@ from .freezing import freeze, trainable, unfreeze
 from .models import TransferModel, snapshot
 from .objective import risk, sq_dist
 from .peft import add_lora, bitfit, bn_only
-from .probing import solve_head
+from .probing import Probe, solve_head
 from .store import StoreError, digest, load_checkpoint, save_checkpoint
 from .training import Step, random_state, set_random_state, steps
 
@@ -189,18 +189,35 @@ def _redraw(net):
         draw()
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e33
-def _solve(model, dl, l2):
-    "Put the certified optimum of the head's problem into the head."
-    feats = extract(model.backbone, replace(dl, shuffle=False, augment=None))
-    probe = solve_head(feats, model.head.out_features, l2)
-    model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
+class Alone:
+    "Who does the work of a strategy: this process. Chapter 21 has a subclass that shares it with others."
 
+    processes = 1  # How many do it
 
-def _begin(model, dl, phase):
+    def solve(self, model: TransferModel, dl: Loader, l2: float) -> Probe:
+        "The certified optimum of the head's problem on the pictures as they are."
+        feats = extract(model.backbone, replace(dl, shuffle=False, augment=None))
+        return solve_head(feats, model.head.out_features, l2)
+
+    def steps(self, model: TransferModel, dl: Loader, *args) -> Iterator[Step]:
+        return steps(model, dl, *args)
+
+    def predict(self, model: TransferModel, dl: Loader) -> tuple[Tensor, Tensor]:  # Logits and labels
+        return predict(model, dl)
+
+    def save(self, folder: Path | str, n: int, state: dict) -> None:
+        save_checkpoint(folder, n, state)
+
+    def load(self, folder: Path | str) -> dict | None:
+        return load_checkpoint(folder)
+
+# %% ../nbs/10_strategies.ipynb #5c0b1e3a
+def _begin(model, dl, phase, by):
     "What a phase does before its first step."
     kind, _, rank = phase.start.partition(":")
     if kind == "solve":
-        _solve(model, dl, phase.l2)
+        probe = by.solve(model, dl, phase.l2)
+        model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
     elif kind == "random":
         _redraw(model.backbone)
     elif kind == "lora":
@@ -217,6 +234,7 @@ class _Run:
     phases: Sequence[Phase]
     valid: Loader | None
     patience: int
+    by: Alone
     k: int = 0  # Phase
     at: tuple[int, int] = (0, 0)  # Epoch and step that come next
     opt: torch.optim.Optimizer | None = None  # None: the phase has not begun
@@ -228,7 +246,7 @@ class _Run:
 
 
 def _score(run):
-    return accuracy(*predict(run.model, run.valid))
+    return accuracy(*run.by.predict(run.model, run.valid))
 
 
 def _tools(run):
@@ -246,7 +264,8 @@ def _train(run):
             run.best, run.theta = _score(run), snapshot(run.model)
     phase, loss = run.phases[run.k], _objective(run.model, run.phases[run.k], run.theta_pre)
     name, ended = phase.name or " ".join(phase.train), lambda: run.waited == run.patience > 0
-    for s in () if ended() else steps(run.model, run.dl, run.opt, phase.epochs, loss, run.schedule, name, run.at):
+    args = run.model, run.dl, run.opt, phase.epochs, loss, run.schedule, name, run.at
+    for s in () if ended() else run.by.steps(*args):
         last = s.i + 1 == len(run.dl)
         run.at = (s.epoch + 1, 0) if last else (s.epoch, s.i + 1)
         if last and run.valid is not None:
@@ -265,21 +284,21 @@ def _carry_out(run):
     while run.k < len(run.phases):
         phase = run.phases[run.k]
         if run.opt is None:
-            _begin(run.model, run.dl, phase)
+            _begin(run.model, run.dl, phase, run.by)
         if phase.epochs:
             yield from _train(run)
         run.k, run.at, run.opt, run.schedule, run.best, run.theta, run.waited = run.k + 1, (0, 0), *[None] * 4, 0
     run.model.eval()
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e34
-def _planned(model, dl, phases, valid, patience):
+def _planned(model, dl, phases, valid, patience, by):
     "The run of a strategy before its first step, or one sentence why there is none."
     if not isinstance(model, TransferModel):
         raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
     if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
     theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
-    return _Run(model, dl, phases, valid, patience, theta_pre=theta_pre)
+    return _Run(model, dl, phases, valid, patience, by, theta_pre=theta_pre)
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e35
 def run_phases(
@@ -288,9 +307,10 @@ def run_phases(
     phases: Sequence[Phase],  # E.g. of `strategy(name, model)`
     valid: Loader | None = None,  # Accuracy after each epoch: each phase ends at its best theta
     patience: int = 0,  # End a phase after so many epochs without a better one; 0: never
+    by: Alone = Alone(),  # Who does the work
 ) -> Iterator[Step]:
     "Carry out a strategy, and yield after every step, with the penalised loss; ask on until it ends."
-    yield from _carry_out(_planned(model, dl, phases, valid, patience))
+    yield from _carry_out(_planned(model, dl, phases, valid, patience, by))
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e40
 LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe"),)
@@ -347,7 +367,7 @@ def strategy(
     trial = copy.deepcopy(model)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         for phase in phases:
-            _begin(trial, None, replace(phase, start=phase.start.replace("solve", "")))
+            _begin(trial, None, replace(phase, start=phase.start.replace("solve", "")), None)
     return phases
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e43
@@ -414,7 +434,7 @@ def _state(run, history):
 def _restore(run, state):
     "Put a fresh run where the state was taken; the steps so far. The random streams are the caller's."
     for phase in run.phases[: state["k"] + 1] if state["opt"] or state["k"] else ():
-        _begin(run.model, None, replace(phase, start=phase.start if phase.start.startswith("lora") else ""))
+        _begin(run.model, None, replace(phase, start=phase.start if phase.start.startswith("lora") else ""), None)
     for f in _KEPT:
         setattr(run, f, state[f])
     if state["opt"]:
@@ -452,7 +472,8 @@ def _about_loader(name, dl):
 # %% ../nbs/10_strategies.ipynb #5c0e0011
 def _about(run):
     "What a run is, item by item, as text: a checkpoint goes on under the same only."
-    about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__), threads=str(torch.get_num_threads()))
+    about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__))
+    about |= dict(threads=str(torch.get_num_threads()), processes=str(run.by.processes))
     about |= {f"phases[{i}].{k}": repr(v) for i, p in enumerate(run.phases) for k, v in asdict(p).items()}
     about |= _about_loader("dl", run.dl) | _about_loader("valid", run.valid) | dict(patience=str(run.patience))
     about |= {f"layer {n}": f"{type(m).__name__}({m.extra_repr()})" for n, m in run.model.named_modules() if n}
@@ -473,7 +494,7 @@ def _check_same(folder, there, here):
 # %% ../nbs/10_strategies.ipynb #5c0e0007
 def _resumed(run, about, folder):
     "The newest checkpoint's steps and random streams, the run put where it stood; nothing where there is none."
-    state = load_checkpoint(folder)
+    state = run.by.load(folder)
     if state is None:
         return [], None
     _check_same(folder, state.get("about") or {}, about)
@@ -494,14 +515,15 @@ def resumable(
     valid: Loader | None = None,
     patience: int = 0,
     stop: Event | None = None,  # When it is set (see `stoppable`): a checkpoint after this step, then KeyboardInterrupt
+    by: Alone = Alone(),
 ) -> Iterator[Step]:
     "`run_phases`, going on where the folder's newest checkpoint stands; steps taken before come first, from the file."
     if every < 1:
         raise ValueError(f"every is a number of steps, 1 or more; got {every}")
-    run = _planned(model, dl, phases, valid, patience)
+    run = _planned(model, dl, phases, valid, patience, by)
     about = _about(run)
     history, streams = _resumed(run, about, folder)
-    keep = lambda: save_checkpoint(folder, len(history), _state(run, history) | dict(about=about))
+    keep = lambda: by.save(folder, len(history), _state(run, history) | dict(about=about))
     yield from history
     if streams is None:
         keep()  # a folder that cannot be written is found out now
@@ -558,7 +580,7 @@ def lr_finder(
         torch.random.fork_rng(range(torch.cuda.device_count())),
         suppress(FloatingPointError),
     ):  # a loss that is not finite ends it
-        loss = _objective(_begin(trial, dl, slow), slow, _theta(model))
+        loss = _objective(_begin(trial, dl, slow, Alone()), slow, _theta(model))
         opt = _optimiser(trial, slow)
         grow = lr_scheduler.ExponentialLR(opt, (high / low) ** (1 / (n - 1)))
         for s in islice(steps(trial, dl, opt, n, loss, grow), n):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from sft_nb.data import Loader, few_shot, jitter, load_split
-from sft_nb.distributed import share
+from sft_nb.distributed import main, share
 from sft_nb.evaluation import predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
-from sft_nb.models import adapt, load_pretrained
+from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.probing import solve_head
 from sft_nb.strategies import Phase, run_phases
 
@@ -28,16 +30,28 @@ ENV = os.environ | dict(
     OMP_NUM_THREADS="1",
     PYTHONWARNINGS="ignore",
 )
+WITH_TESTS = os.pathsep.join([ENV["PYTHONPATH"], str(ROOT / "tests")])  # for scripts that import this file
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SGD = (Phase(("*",), 2, 1e-3, opt="sgd", anchor=0.01, l2=0.01),)  # everything learns, BatchNorm too
 SOME = (Phase(("backbone.layer4.*", "head.*"), 1, 1e-2, opt="sgd"),)  # most of the network is frozen
 PLANS = {"some": SOME, "all64": SGD}
+STOP = (  # early stopping ends the first after the fifth epoch; the second draws
+    Phase(("*",), 8, 0.03, opt="sgd"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 0.03, opt="sgd", start="lora:2"),
+)
+ALL = (  # all that has a state: statistics, Adam, a schedule, an anchor, LoRA's draws after dropout's
+    Phase(("*",), 2, 3e-3, anchor=0.01, l2=0.01, schedule="one_cycle"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 3e-3, start="lora:2"),
+)
 SCRIPT = """
+import shutil
 import sys
+from itertools import islice
+from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from test_distributed import PLANS, ROWS, model, precise, training
-from sft_nb.distributed import gather, processes, shared_features, shared_head, shared_phases, shared_predict
+from test_distributed import ALL, PLANS, STOP, model, noisy, precise, stopping, training
+from sft_nb.distributed import gather, processes, shared_features, shared_head, shared_phases, shared_predict, total
 torch.set_num_threads(1)
 with processes() as (rank, world):
     net, dl = model(), training()
@@ -53,7 +67,52 @@ with processes() as (rank, world):
         net, dl = precise(name)
         out[f"{name} losses"] = torch.tensor([s.loss for s in shared_phases(net, dl, phases)])
         out |= {f"{name} {k}": v for k, v in net.state_dict().items()}
+
+    def keep(name, net, steps):
+        out[f"{name} losses"] = torch.tensor([s.loss for s in steps], dtype=torch.float64)
+        out.update({f"{name} {k}": v for k, v in net.state_dict().items()})
+
+    net, dl, valid = stopping()
+    keep("stop", net, shared_phases(net, dl, STOP, valid, 1))
+    net, dl, valid = noisy()
+    keep("whole", net, shared_phases(net, dl, ALL, valid, 2))
+    for seed, k in enumerate((3, 8, 99)):  # twice the lights go out
+        net, dl, valid = noisy(seed)
+        folder = Path(f"{sys.argv[1]}.run")
+        total(torch.zeros(1))  # nobody reads while rank 0 still writes
+        if k == 99:  # a disk that shows another thing to each: the last process finds the newest file cut
+            folder = Path(shutil.copytree(folder, f"{folder}.{rank}"))
+            newest = max(folder.iterdir())
+            out["newest"] = torch.tensor(int(newest.stem))
+            if rank == world - 1:
+                newest.write_bytes(newest.read_bytes()[:-9])
+        run = shared_phases(net, dl, ALL, valid, 2, checkpoints=folder, every=2)
+        keep("resumed", net, islice(run, k))
+        del run
     save_file({k: v.contiguous() for k, v in out.items()}, f"{sys.argv[1]}.{rank}")
+"""
+KILLED = """
+import os
+import signal
+import sys
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from test_distributed import ALL, noisy
+from sft_nb.distributed import processes, shared_features, shared_phases
+torch.set_num_threads(1)
+folder, first = Path(sys.argv[1]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+with processes() as (rank, world):
+    net, dl, valid = noisy()
+    shared_features(net.backbone, valid, folder)
+    losses = []
+    for s in shared_phases(net, dl, ALL, valid, 2, folder, folder / "run", 2):
+        losses.append(s.loss)
+        if first and rank == 1 and len(losses) == 6:
+            (folder / "times").write_text(" ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))))
+            os.kill(os.getpid(), signal.SIGKILL)
+    out = {"losses": torch.tensor(losses, dtype=torch.float64)} | {k: v.contiguous() for k, v in net.state_dict().items()}
+    save_file(out, f"{folder}.{rank}")
 """
 ROWS = 163  # five batches of 32 and one of 3: unequal shares, and for four processes one without any of its rows
 
@@ -77,6 +136,32 @@ def precise(name):
     return net, dl
 
 
+def mixed(n, batch_size, **kwargs):
+    "Batches of all classes, and some to validate on."
+    pre, task = load_pretrained("pocket"), load_split("digits_wild")
+    few = few_shot(task.train, 17, 0)[torch.randperm(170, generator=torch.Generator().manual_seed(0))[:n]]
+    loader = lambda ds, size, **kw: Loader(ds, size, pre.transform, **kw)
+    return loader(few, batch_size, shuffle=True, seed=3, **kwargs), loader(task.valid[:50], 20)
+
+
+def stopping():
+    "In float64: the same epoch is the best one, whoever rounds."
+    dl, valid = mixed(40, 32)
+    to = dl.transform
+    dl.transform = valid.transform = lambda xb: to(xb).double()
+    return model().double(), dl, valid
+
+
+def noisy(seed=0):
+    "A network with dropout, pictures with shifts; a resumed one may begin with another head."
+    net = model()
+    net = TransferModel(nn.Sequential(net.backbone, nn.Dropout(0.2)), net.head)
+    torch.manual_seed(seed)
+    if seed:
+        nn.init.normal_(net.head.weight)
+    return net, *mixed(31, 11, augment=jitter(2))
+
+
 @pytest.fixture(scope="module")
 def one():
     "What one process gives, by the functions of the other chapters."
@@ -88,6 +173,8 @@ def one():
         net, dl = precise(name)
         losses = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
         out[name] = losses, net.state_dict()
+    net, dl, valid = stopping()
+    out["stop"] = list(run_phases(net, dl, STOP, valid, 1)), net.state_dict()
     return out
 
 
@@ -107,11 +194,10 @@ def many(tmp_path_factory):
     "What n processes give, one result for each rank."
     folder, known = tmp_path_factory.mktemp("many"), {}
     (folder / "script.py").write_text(SCRIPT)
-    path = os.pathsep.join([ENV["PYTHONPATH"], str(ROOT / "tests")])
 
     def get(n):
         if n not in known:
-            done = launch(n, folder / "script.py", folder / f"of{n}", PYTHONPATH=path)
+            done = launch(n, folder / "script.py", folder / f"of{n}", PYTHONPATH=WITH_TESTS)
             assert done.returncode == 0, done.stderr[-3000:]
             known[n] = [load_file(folder / f"of{n}.{rank}") for rank in range(n)]
         return known[n]
@@ -160,6 +246,42 @@ def test_k_steps_of_sgd_agree_with_one_process(one, many, n, name, tol):
     assert not torch.equal(theta["head.weight"], before["head.weight"])
 
 
+@each_n
+def test_early_stopping_ends_all_processes_at_the_step_of_one_process(one, many, n):
+    steps, theta = one["stop"]
+    assert 4 < sum(s.phase == "*" for s in steps) < 16, "it must stop, and not at once"
+    assert theta["head.weight"].dtype == torch.float64 and any("lora_A" in k for k in theta)
+    for got in many(n):
+        assert torch.allclose(got["stop losses"], torch.tensor([s.loss for s in steps]).double(), atol=1e-7)
+        for k, v in theta.items():  # the best epoch's, not the last one's
+            assert torch.allclose(got[f"stop {k}"].double(), v.double(), rtol=1e-10, atol=1e-10), k
+
+
+@each_n
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bytes_in_every_process(many, n):
+    "Also where one process cannot read the newest checkpoint: then all go on from the one before it."
+    ranks = many(n)
+    names = [k.removeprefix("whole ") for k in ranks[0] if k.startswith("whole ")]
+    assert len(names) > 60 and len(ranks[0]["whole losses"]) == 9
+    for got in ranks:
+        assert got["newest"] == 6
+        for k in names:
+            assert torch.equal(got[f"whole {k}"], ranks[0][f"whole {k}"]), f"{k} differs between processes"
+            assert torch.equal(got[f"resumed {k}"], got[f"whole {k}"]), k
+
+
+def test_a_worker_killed_between_two_steps_is_started_again_and_goes_on_to_the_same_bytes(many, tmp_path):
+    folder, script = tmp_path / "cache", tmp_path / "script.py"
+    script.write_text(KILLED)
+    done = launch(3, "--max-restarts=1", script, folder, PYTHONPATH=WITH_TESTS)
+    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr[-3000:]
+    for rank in range(3):
+        want, got = many(3)[rank], load_file(f"{folder}.{rank}")
+        assert len(got) > 60 and all(torch.equal(v, want[f"whole {k}"]) for k, v in got.items())
+    times = " ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors")))
+    assert times and times == (folder / "times").read_text(), "finished features were written again"
+
+
 def test_shares_cover_every_row_once():
     for n in (0, 1, 5, 64, 163):
         for batch in (1, 32):
@@ -171,6 +293,7 @@ def test_shares_cover_every_row_once():
         share(10, 1, 2, 2)
 
 
+EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept")
 OPTIONS = ["-m", "sft_nb.distributed", "--shots", "20", "--format", "json"]
 
 
@@ -181,7 +304,7 @@ def test_a_run_gives_the_record_of_one_process(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     got, written = json.loads(done.stdout), (tmp_path / "r.jsonl").read_text().splitlines()
     assert len(written) == 1, "more than one process wrote"
-    for name in ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept"):
+    for name in EQUAL:
         assert got[name] == getattr(want, name), name
     assert abs(got["loss"] - want.loss) < 1e-6 and got["gap"] <= 1e-8
     assert got["machine"].startswith("2 process(es)")
@@ -198,28 +321,76 @@ def children(pid):
     return found.get(pid, [])
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_a_killed_worker_is_started_again_and_finds_the_finished_features(tmp_path):
-    cache = tmp_path / "cache"
-    command = [*LAUNCH, "--nproc_per_node=2", "--max-restarts=2", *OPTIONS, "--shots", "20", "--cache", str(cache)]
+TRAINING = [*OPTIONS, "--shots", "10", "--strategy", "lp_ft", "--epochs", "3", "--every", "2"]  # 12 steps a candidate
+
+
+def last_states(cache):
+    "The newest checkpoint of each candidate, as bytes: theta, optimiser, random streams, all losses."
+    newest = {p.parent.name: p for p in sorted(cache.glob("runs/*/*.safetensors"))}
+    return {name: (p.name, sha256(p.read_bytes()).hexdigest()) for name, p in newest.items()}
+
+
+def reached(cache, step):
+    "A finished shard of features (step 0), or a checkpoint so far in the search."
+    if step == 0:
+        return bool(list(cache.glob("*.safetensors")))
+    done = {p.parent: int(p.stem) for p in sorted(cache.glob("runs/*/*.safetensors"))}
+    return sum(done.values()) >= step
+
+
+def killed(n, cache, steps, *options):
+    "Run over n processes; at each of these steps of the search another worker dies. The record, and the kills."
+    command = [*LAUNCH, f"--nproc_per_node={n}", f"--max-restarts={len(steps)}", *TRAINING, *options]
+    command += ["--cache", str(cache)]
     p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    dead, there = [], {}
     try:
-        end = time.time() + 60
-        while not (first := list(cache.glob("*.safetensors"))) and p.poll() is None and time.time() < end:
-            time.sleep(0.002)
-        assert first, "no shard was finished"
-        there = {f: f.stat().st_mtime_ns for f in first if len(f.stem) == 64}
-        workers = children(p.pid)
-        os.kill(workers[-1], signal.SIGKILL)
-        out, err = p.communicate(timeout=90)
+        for i, step in enumerate(steps):
+            end = time.time() + 90
+            while not (reached(cache, step) and len(set(children(p.pid)) - set(dead)) == n):
+                assert p.poll() is None and time.time() < end, f"step {step} was not seen"
+                time.sleep(0.002)
+            if i == 1:
+                there = {f: f.stat().st_mtime_ns for f in cache.glob("*.safetensors") if len(f.stem) == 64}
+            workers = sorted(set(children(p.pid)) - set(dead))
+            os.kill(workers[i % n], signal.SIGKILL)
+            dead += workers
+        out, err = p.communicate(timeout=120)
     finally:
         p.kill()
     assert p.returncode == 0, err[-3000:]
-    want, got = run(Config(shots=20)), json.loads(out)
-    for name in ("accuracy", "valid", "chosen", "tried", "source"):
-        assert got[name] == getattr(want, name), name
-    assert "SIGKILL" in err or "Signal 9" in err or "exitcode: -9" in err, "nobody was killed"
-    assert all(f.stat().st_mtime_ns == t for f, t in there.items()), "a finished shard was written again"
+    assert there and all(f.stat().st_mtime_ns == t for f, t in there.items()), "a finished shard was written again"
+    return json.loads(out), err.count("exitcode: -9")
+
+
+def same_run(n, folder, steps, *options):
+    "How many workers died on the way to the bytes of the run that nobody stopped."
+    done = launch(n, *TRAINING, *options, "--cache", folder / "whole")
+    assert done.returncode == 0, done.stderr[-3000:]
+    want, (got, dead) = json.loads(done.stdout), killed(n, folder / "killed", steps, *options)
+    for name in EQUAL:
+        assert got[name] == want[name], name
+    states = last_states(folder / "whole")
+    assert states and last_states(folder / "killed") == states
+    return dead
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("n", [2, 3])
+def test_kills_all_along_the_way_change_nothing(tmp_path, n):
+    assert same_run(n, tmp_path, [0, 2, 5, 7, 10, 13, 17, 21]) == 8
+
+
+def test_a_finished_command_called_again_reads_its_steps(tmp_path, capsys, monkeypatch):
+    command = [*TRAINING[2:], "--budget", "1", "--cache", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
+    assert main(command) == 0
+    monkeypatch.setattr("sft_nb.distributed.steps", None)
+    assert main(command) == 0
+    first, again = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["steps"] == 12 and all(first[name] == again[name] for name in EQUAL)
+    assert main([*command[:-6], "--every", "0", "--cache", str(tmp_path / "b")]) == 2
+    assert "every is a number of steps" in capsys.readouterr().err
 
 
 def test_wrong_input_is_one_sentence():

@@ -300,6 +300,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, h
     assert same(history, model, "gradual")
 
 
+def test_an_older_checkpoint_can_be_asked_for(tmp_path):
+    for n in (4, 8, 12):
+        save_checkpoint(tmp_path, n, dict(n=n))
+    assert [load_checkpoint(tmp_path, most)["n"] for most in (None, 99, 12, 11, 8)] == [12, 12, 12, 8, 8]
+    assert load_checkpoint(tmp_path, 7) is None
+
+
 def test_if_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path):
     list(islice(resumable(*setting("gradual"), tmp_path, 2, **kept()), 8))
     for p in tmp_path.iterdir():
