@@ -75,7 +75,7 @@ class _Problem:
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
         numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
-        self.height = max(256, numbers // max(1, x.shape[1], len(self.share)))
+        self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
         self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
         var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks()))
@@ -95,7 +95,6 @@ class _Problem:
 
     def lift(self, Q, q):
         "The gradient by V from sums over stored features: Q = T X and q = T 1."
-        Q, q = self.total(Q), self.total(q)
         return torch.cat([(Q - q[:, None] * self.mean) / self.scale, q[:, None]], 1)
 
 # %% ../nbs/08_probing.ipynb #5b1e7f0a
@@ -135,8 +134,8 @@ def _centred(V):
     return V - V.mean(0)  # what all classes share changes no probability and costs norm
 
 
-def _look(problem, Z, b=0.0):
-    "The mean loss with b added to the logits, its gradient by V, [C, D + 1], and its curvature by the biases, [C, C]."
+def _look(problem, Z, b=0.0, back=False):
+    "The mean loss with b added to the logits, its gradient and curvature by b, [C] and [C, C], and T X where asked for."
     loss = Q = q = pairs = 0.0
     for s, c, z in Z:
         y, w = problem.y[None, s], problem.w[s]
@@ -146,27 +145,33 @@ def _look(problem, Z, b=0.0):
         T = p * w
         pairs = pairs + (T.float() @ p.float().T).double()  # how often two classes are confused
         T.scatter_add_(0, y, -w[None])
-        Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double(), q + T.sum(1)
+        Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
     pairs = problem.total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
-    return problem.total(loss).item(), problem.lift(Q, q), torch.diag(pairs.sum(1)) - pairs
+    return (
+        problem.total(loss).item(),
+        problem.total(q),
+        torch.diag(pairs.sum(1)) - pairs,
+        problem.total(Q) if back else Q,
+    )
 
 
 def _profile(problem, V, dtype):
     "V with the bias that is best for its weights, by damped Newton steps; its mean loss and gradient."
     Z, b = _Logits(problem, V, dtype), torch.zeros_like(problem.share)[:, None]
-    loss, G, S = _look(problem, Z)
+    loss, g, S, _ = _look(problem, Z)
     for _ in range(100):
-        if G[:, -1].abs().max() < 1e-13:
+        if g.abs().max() < 1e-13:
             break
         e, R = torch.linalg.eigh(S)
         for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
-            new = b - _centred(R @ ((R.T @ G[:, -1:]) / (e.clamp(min=0) + damping)[:, None]))
+            new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))[:, None]
             if (then := _look(problem, Z, new))[0] < loss:
                 break
         else:
             break
-        b, (loss, G, S) = new, then
-    return torch.cat([V[:, :-1], V[:, -1:] + b], 1), loss, G
+        b, (loss, g, S, _) = new, then
+    _, g, _, Q = _look(problem, Z, b, back=True)
+    return torch.cat([V[:, :-1], V[:, -1:] + b], 1), loss, problem.lift(Q, g)
 
 # %% ../nbs/08_probing.ipynb #bbb1f2f2
 def _hessian(problem, Z, l2, dtype):
@@ -180,7 +185,7 @@ def _hessian(problem, Z, l2, dtype):
             t = torch.addmm(a, A, c.T).mul_(p)
             t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
             Q, q = Q + (t @ c).double(), q + t.sum(1).double()
-        HV = problem.lift(Q, q).to(dtype)
+        HV = problem.lift(problem.total(Q), problem.total(q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
         return _centred(HV)
 
@@ -212,7 +217,7 @@ def _direction(G, H, precondition, stop, enough, most):
         d, r = d + a * p, r - a * q
         z = precondition(r)
         rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first or r.norm() <= enough:
+        if rz <= stop**2 * first or r[:, :-1].norm() <= enough:
             break
         p = z + (rz / old) * p
     return d.double()
@@ -251,16 +256,18 @@ def _solve(problem, l2, tol, spectrum, V, dtype, max_iter=80):
     "Newton's method from the head V, until its gap is below tol / 2 or dtype has no more to give."
     Z, first, best, stalled = _Logits(problem, V, dtype), None, math.inf, 0
     for _ in range(max_iter):
-        _, G, S = _look(problem, Z)
+        _, g, S, Q = _look(problem, Z, back=True)
+        G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
-        norm = _centred(G).norm().item()
-        gap = norm**2 / (2 * l2)
+        G = _centred(G)
+        norm = G[:, :-1].norm().item()
+        gap = norm**2 / (2 * l2) + (G[:, -1].square() / problem.share).sum().item()  # what a better bias gains, about
         stalled, best, first = stalled + 1 if gap > 0.5 * best else 0, min(best, gap), first or norm
         if gap <= 0.5 * tol or stalled > 4:
             break
         precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
-        d = _direction(_centred(G).to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
+        d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
         U = _Logits(problem, d, dtype)
         t = _line_search(problem, V, Z, d, U, l2)
         V = _centred(V + t * d)
@@ -317,7 +324,8 @@ def _sorts(problem, V):
 def _in_units(problem, V, num_classes):
     "The head in the caller's classes and units. A class without examples gets a probability below e^-40 everywhere."
     A, a = problem.raw(V, torch.float64)
-    lows = [z.logsumexp(0).min().item() for _, c, z in _Logits(problem, V, torch.float64) if len(c)]
+    absent = len(A) < num_classes
+    lows = [z.logsumexp(0).min().item() for _, c, z in _Logits(problem, V, torch.float64) if len(c)] if absent else []
     W, b = A.new_zeros(num_classes, A.shape[1]), A.new_full((num_classes,), min(lows, default=math.inf) - 40)
     W[problem.classes], b[problem.classes] = A, a[:, 0]
     return W, b
