@@ -121,11 +121,11 @@ def _spectrum(problem, rows):
     rows = math.ceil(rows * n / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    gram, total = 0.0, problem.total(problem.w[some].sum())
+    gram, total = problem.mean.float().new_zeros([problem.x.shape[1]] * 2), problem.total(problem.w[some].sum())
     for part in some.split(problem.height):
         w = (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
         c = (problem.rows(part) - problem.mean.float()) * w
-        gram = gram + c.T @ c
+        gram.addmm_(c.T, c)
     values, vectors = torch.linalg.eigh(problem.total(gram))
     return values.clamp(min=0).float(), vectors.float()
 
