@@ -121,7 +121,8 @@ def _spectrum(problem, rows):
     rows = math.ceil(rows * n / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    gram, total = problem.mean.float().new_zeros([problem.x.shape[1]] * 2), problem.total(problem.w[some].sum())
+    dtype, total = torch.promote_types(problem.x.dtype, torch.float32), problem.total(problem.w[some].sum())
+    gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
     for part in some.split(problem.height):
         w = (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
         c = (problem.rows(part) - problem.mean.float()) * w
