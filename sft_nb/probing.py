@@ -254,7 +254,7 @@ def _line_search(problem, V, Z, d, U, l2):
 
 # %% ../nbs/08_probing.ipynb #60cb030e
 def _solve(problem, l2, tol, spectrum, V, dtype, max_iter=80):
-    "Newton's method from the head V, until its gap is below tol / 2 or dtype has no more to give."
+    "Newton's method from the head V, until its gap is below tol / 2, as far as one can say before the best bias is found."
     Z, first, best, stalled = _Logits(problem, V, dtype), None, math.inf, 0
     for _ in range(max_iter):
         _, g, S, Q = _look(problem, Z, back=True)
@@ -362,8 +362,8 @@ def l2_path(
     probes, exact = {}, small.n * small.x.shape[1] < 1e6  # small problems take no shortcut
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
-        for dtype in [torch.float64] if exact else [torch.float32, torch.float64]:
-            V = _solve(small, l2 / unit**2 or _TINY, tol, spectrum, V, dtype)
+        for dtype, goal in (torch.float64 if exact else torch.float32, tol), (torch.float64, tol / 10):
+            V = _solve(small, l2 / unit**2 or _TINY, goal, spectrum, V, dtype)  # its gap is an estimate
             head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2)
             if not gap > tol:
                 break
