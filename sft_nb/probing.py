@@ -155,7 +155,7 @@ def _look(problem, Z, b=0.0, back=False):
         problem.total(Q) if back else Q,
     )
 
-
+# %% ../nbs/08_probing.ipynb #5b1e7f0e
 def _profile(problem, V, dtype):
     "V with the bias that is best for its weights, by damped Newton steps; its mean loss and gradient."
     Z, b = _Logits(problem, V, dtype), torch.zeros_like(problem.share)[:, None]
