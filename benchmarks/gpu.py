@@ -8,8 +8,8 @@ counted in. `waits` is how often PyTorch saw the processor wait for the GPU with
 have none. `of_peak` is the share of the bfloat16 peak that a large matrix product reaches on the same machine.
 
 Article: its loop of 10 epochs against features once and a certified head, both to an evaluated theta_fine. Head: seconds and
-peak memory for 50,000 x 2,048 features and 10 classes; with --large for 1,000,000 x 2,048 and 1,000 classes, generated on
-the device in chunks. Weights are random, as in article.py; time does not depend on them. Without a GPU only --quick runs:
+peak memory for 50,000 x 2,048 features and 10 classes; with --large for 1,000,000 x 2,048 and 1,000 classes, 8 GB generated
+on the device in chunks, of which the solver computes the logits anew in every pass. Weights are random, as in article.py; time does not depend on them. Without a GPU only --quick runs:
 tiny sizes on the CPU, to see that the script works; its records are marked and no claim is made from them.
 """
 
@@ -244,9 +244,10 @@ def against_the_article(args, px, n, batch, best):
 
 
 def head(args, spec):
-    "Seconds and peak memory of the certified head."
-    scores = 8 * spec["n"] * spec["c"]  # bytes of all logits in float64; about a dozen such arrays live at once
-    need = 4 * spec["n"] * spec["d"] + 12 * scores
+    "Seconds and peak memory of the certified head, which holds heads, a class-by-class matrix and a chunk, but not all logits."
+    n, d, c = (spec[k] for k in "ndc")
+    scores = 8 * n * c  # bytes of all logits in float64
+    need = 4 * n * d + 100 * c * d + 50 * c * c + min(3 * scores, 6.5e9) + 2e9  # few logits are kept, chunks are small
     on_gpu = args.device.startswith("cuda")
     if on_gpu and need > torch.cuda.mem_get_info()[0]:
         print(

@@ -51,7 +51,7 @@ def _checked(feats, num_classes, l2s, weights, class_weights, total=_alone):
         raise ValueError(f"a head needs features [N, D] and as many labels; got {list(x.shape)} and {list(y.shape)}")
     if n and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}; found {int(y.min())} to {int(y.max())}")
-    bad = [int(i + j) for i in range(0, n, 8192) for j in (~x[i : i + 8192].isfinite().all(1)).nonzero()[:, 0]]
+    bad = [int(i + j) for i in range(0, n, 512) for j in (~x[i : i + 512].isfinite().all(1)).nonzero()[:, 0]]
     if bad:
         raise ValueError(f"{len(bad)} rows of the features hold nan or inf, the first are {bad[:5]}: leave them out")
     if not l2s or not all(0 <= l2 < math.inf for l2 in l2s):
@@ -68,21 +68,25 @@ class _Problem:
     "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
 
     def __init__(self, x, y, w, num_classes, total=_alone):
-        self.total, used = total, w > 0
-        self.x, y, self.w = (x, y, w) if used.all() else (x[used], y[used], w[used])
-        self.n = int(total(torch.tensor(len(self.x))))
+        self.total, self.x, used = total, x, (w > 0).nonzero()[:, 0]
+        self.used = None if len(used) == len(w) else used
+        y, self.w, self.n = y[used], w[used], int(total(torch.tensor(len(used))))
         share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
         numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
-        self.rows = max(256, numbers // max(1, x.shape[1]))
+        self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
+        self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
         var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks()))
         self.scale = max(math.sqrt(var.item()), 1e-150)
 
+    def rows(self, i):
+        return self.x[i if self.used is None else self.used[i]]
+
     def chunks(self):
-        starts = range(0, max(1, len(self.x)), self.rows)  # a process without rows has one empty chunk
-        return ((slice(i, i + self.rows), self.x[i : i + self.rows]) for i in starts)
+        starts = range(0, max(1, len(self.y)), self.height)  # a process without rows has one empty chunk
+        return ((s, self.rows(s)) for s in (slice(i, i + self.height) for i in starts))
 
     def raw(self, V, dtype):
         "What V does to features as they are stored: a matrix, and a column of biases."
@@ -93,84 +97,105 @@ class _Problem:
         "The gradient by V from sums over stored features: Q = T X and q = T 1."
         return torch.cat([(Q - q[:, None] * self.mean) / self.scale, q[:, None]], 1)
 
-    def logits(self, V, dtype):  # float64 [C, N]
-        A, a = self.raw(V, dtype)
-        return torch.cat([torch.addmm(a, A, c.to(dtype).T) for _, c in self.chunks()], 1).double()
+# %% ../nbs/08_probing.ipynb #5b1e7f0a
+class _Logits:
+    "A head's logits, chunk by chunk and as often as one likes: computed anew each time, or kept where they are few."
 
-    def back(self, T, dtype):  # float64 [C, D + 1]
-        Q = sum((T[:, s].to(dtype) @ c.to(dtype)).double() for s, c in self.chunks())
-        return self.lift(self.total(Q), self.total(T.sum(1)))
+    def __init__(self, problem, V, dtype, kept=()):
+        self.problem, self.dtype, self.kept = problem, dtype, list(kept)
+        self.A, self.a = problem.raw(V, dtype)
+
+    def __iter__(self):
+        for k, (s, c) in enumerate(self.problem.chunks()):
+            if k < len(self.kept):
+                z = self.kept[k]
+            else:
+                z = torch.addmm(self.a, self.A, c.to(self.dtype).T)
+                self.kept += [z] * self.problem.few
+            yield s, c, z  # which rows, their features [rows, D], their logits [C, rows]
 
 # %% ../nbs/08_probing.ipynb #366def10
 def _spectrum(problem, rows):
     "Eigenvalues and eigenvectors of the features' covariance, float32, from at most `rows` rows."
-    n, rows = len(problem.x), math.ceil(rows * len(problem.x) / problem.n)
+    n = len(problem.y)
+    rows = math.ceil(rows * n / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    gram, total = 0.0, problem.total(problem.w[some].sum())
-    for part in some.split(problem.rows):
-        c = (problem.x[part] - problem.mean.float()) * (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
-        gram = gram + c.T @ c
+    dtype, total = torch.promote_types(problem.x.dtype, torch.float32), problem.total(problem.w[some].sum())
+    gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
+    for part in some.split(problem.height):
+        w = (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
+        c = (problem.rows(part) - problem.mean.float()) * w
+        gram.addmm_(c.T, c)
     values, vectors = torch.linalg.eigh(problem.total(gram))
     return values.clamp(min=0).float(), vectors.float()
 
 # %% ../nbs/08_probing.ipynb #5b1e7f05
-def _risk(Z, problem):
-    return problem.total(problem.w @ (torch.logsumexp(Z, 0) - Z.gather(0, problem.y[None])[0])).item()
-
-
-def _curvature(P, problem):
-    "The softmax's curvature, averaged over the rows: [C, C]."
-    return problem.total(torch.diag(P @ problem.w) - (P * problem.w) @ P.T)
-
-
-def _profile(V, Z, problem):
-    "V with the bias that is best for its weights, by damped Newton steps; its logits [C, N] and probabilities."
-    b, now = torch.zeros_like(problem.share), None
-    loss = lambda b: _risk(Z + b[:, None], problem)
-    for _ in range(100):
-        P = torch.softmax(Z + b[:, None], 0)
-        g = problem.total(P @ problem.w) - problem.share
-        if g.abs().max() < 1e-13:
-            break
-        now = loss(b) if now is None else now
-        e, R = torch.linalg.eigh(_curvature(P, problem))
-        for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
-            new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))
-            if (then := loss(new)) < now:
-                break
-        else:
-            break
-        b, now = new, then
-    return torch.cat([V[:, :-1], V[:, -1:] + b[:, None]], 1), Z + b[:, None], P
-
-
 def _centred(V):
     return V - V.mean(0)  # what all classes share changes no probability and costs norm
 
+
+def _look(problem, Z, b=0.0, back=False):
+    "The mean loss with b added to the logits, its gradient and curvature by b, [C] and [C, C], and T X where asked for."
+    loss = Q = q = pairs = 0.0
+    for s, c, z in Z:
+        y, w = problem.y[None, s], problem.w[s]
+        log_p = torch.log_softmax(z.double() + b, 0)
+        loss = loss - w @ log_p.gather(0, y)[0]
+        p = log_p.exp_()
+        T = p * w
+        pairs = pairs + (T.float() @ p.float().T).double()  # how often two classes are confused
+        T.scatter_add_(0, y, -w[None])
+        Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
+    pairs = problem.total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
+    return (
+        problem.total(loss).item(),
+        problem.total(q),
+        torch.diag(pairs.sum(1)) - pairs,
+        problem.total(Q) if back else Q,
+    )
+
+# %% ../nbs/08_probing.ipynb #5b1e7f0e
+def _profile(problem, V, dtype):
+    "V with the bias that is best for its weights, by damped Newton steps; its mean loss and gradient."
+    Z, b = _Logits(problem, V, dtype), torch.zeros_like(problem.share)[:, None]
+    loss, g, S, _ = _look(problem, Z)
+    for _ in range(100):
+        if g.abs().max() < 1e-13:
+            break
+        e, R = torch.linalg.eigh(S)
+        for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
+            new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))[:, None]
+            if (then := _look(problem, Z, new))[0] < loss:
+                break
+        else:
+            break
+        b, (loss, g, S, _) = new, then
+    _, g, _, Q = _look(problem, Z, b, back=True)
+    return torch.cat([V[:, :-1], V[:, -1:] + b], 1), loss, problem.lift(Q, g)
+
 # %% ../nbs/08_probing.ipynb #bbb1f2f2
-def _hessian(problem, P, l2, dtype):
-    "V -> how V moves the logits [C, N], and H V [C, D + 1]."
-    p, w = P.to(dtype), problem.w.to(dtype)
+def _hessian(problem, Z, l2, dtype):
+    "V -> H V [C, D + 1], at the head whose logits are Z."
+    w = problem.w.to(dtype)
 
     def H(V):
-        (A, a), moves, Q, q = problem.raw(V, dtype), [], 0.0, 0.0
-        for s, c in problem.chunks():
-            u = torch.addmm(a, A, c.to(dtype).T)
-            pu = p[:, s] * u
-            t = (pu - p[:, s] * pu.sum(0)) * w[s]
-            Q, q = Q + (t @ c.to(dtype)).double(), q + t.sum(1).double()
-            moves.append(u)
+        (A, a), Q, q = problem.raw(V, dtype), 0.0, 0.0
+        for s, c, z in Z:
+            c, p = c.to(dtype), torch.softmax(z, 0)
+            t = torch.addmm(a, A, c.T).mul_(p)
+            t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
+            Q, q = Q + (t @ c).double(), q + t.sum(1).double()
         HV = problem.lift(problem.total(Q), problem.total(q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
-        return torch.cat(moves, 1), _centred(HV)
+        return _centred(HV)
 
     return H
 
 
-def _preconditioner(problem, P, l2, spectrum, dtype):
+def _preconditioner(S, l2, spectrum, dtype):
     "The inverse of curvature x covariance + l2, which is H where the two are independent."
-    a, R = torch.linalg.eigh(_curvature(P, problem))
+    a, R = torch.linalg.eigh(S)
     free = R[:, 1:] / a[1:].clamp(min=1e-12 * a[-1]).sqrt()  # a[0] = 0 belongs to what all classes share
     inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
     scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
@@ -179,36 +204,45 @@ def _preconditioner(problem, P, l2, spectrum, dtype):
 
 # %% ../nbs/08_probing.ipynb #d68934b6
 def _direction(G, H, precondition, stop, enough, most):
-    "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`; d and its logits."
+    "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`."
     r = -G
     p = z = precondition(r)
-    d, ud, rz = torch.zeros_like(r), 0.0, (r * z).sum()
+    d, rz = torch.zeros_like(r), (r * z).sum()
     first = rz
     for _ in range(most):
-        u, q = H(p)
+        q = H(p)
         curvature = (p * q).sum()
         if not curvature > 0 or not rz > 0:
             break
         a = rz / curvature
-        d, ud, r = d + a * p, ud + a * u, r - a * q
+        d, r = d + a * p, r - a * q
         z = precondition(r)
         rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first or r.norm() <= enough:
+        if rz <= stop**2 * first or r[:, :-1].norm() <= enough:
             break
         p = z + (rz / old) * p
-    return d.double(), torch.as_tensor(ud).double()
+    return d.double()
 
 # %% ../nbs/08_probing.ipynb #e8221902
-def _line_search(V, Z, d, U, l2, problem):
-    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z [C, N] move by U."
-    mean = lambda row: problem.total(problem.w @ row).item()
-    low, high, t, own = 0.0, math.inf, 1.0, mean(U.gather(0, problem.y[None])[0])
+def _slope(problem, Z, U, t):
+    "Slope and curvature of the mean loss at logits Z + t U, by t."
+    sums = problem.w.new_zeros(2)
+    for (s, _, z), (_, _, u) in zip(Z, U, strict=True):
+        w, u = problem.w[s], u.double()
+        pu = torch.softmax(z.double() + t * u, 0).mul_(u)
+        m = pu.sum(0)
+        sums[0] += w @ (m - u.gather(0, problem.y[None, s])[0])
+        sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
+    return problem.total(sums).tolist()
+
+
+def _line_search(problem, V, Z, d, U, l2):
+    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z move by U."
+    low, high, t = 0.0, math.inf, 1.0
     Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
     for _ in range(50):
-        P = torch.softmax(Z + t * U, 0)
-        m = (P * U).sum(0)
-        slope = mean(m) - own + l2 * (Wd + t * dd)
-        curve = mean((P * U * U).sum(0) - m * m) + l2 * dd
+        slope, curve = _slope(problem, Z, U, t)
+        slope, curve = slope + l2 * (Wd + t * dd), curve + l2 * dd
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
@@ -219,36 +253,32 @@ def _line_search(V, Z, d, U, l2, problem):
     return low
 
 # %% ../nbs/08_probing.ipynb #60cb030e
-def _gradient(problem, P, V, l2, dtype):
-    "Of F by V, [C, D + 1]; the bias is profiled, so its column is zero."
-    T = P * problem.w
-    T[problem.y, torch.arange(len(problem.y), device=T.device)] -= problem.w
-    G = problem.back(T, dtype)
-    return _centred(torch.cat([G[:, :-1] + l2 * V[:, :-1], torch.zeros_like(G[:, -1:])], 1))
-
-
 def _solve(problem, l2, tol, spectrum, V, dtype, max_iter=80):
-    "Newton's method from the head V, until its gap is below tol / 2 or dtype has no more to give."
-    Z, first, best, stalled = problem.logits(V, dtype), None, math.inf, 0
+    "Newton's method from the head V, until its gap is below tol / 2, as far as one can say before the best bias is found."
+    Z, first, best, stalled = _Logits(problem, V, dtype), None, math.inf, 0
     for _ in range(max_iter):
-        V, Z, P = _profile(V, Z, problem)
-        G = _gradient(problem, P, V, l2, dtype)
-        norm = G.norm().item()
-        gap = norm**2 / (2 * l2)
+        _, g, S, Q = _look(problem, Z, back=True)
+        G = problem.lift(Q, g)
+        G[:, :-1] += l2 * V[:, :-1]
+        G = _centred(G)
+        norm = G[:, :-1].norm().item()
+        gap = norm**2 / (2 * l2) + (G[:, -1].square() / problem.share).sum().item()  # what a better bias gains, about
         stalled, best, first = stalled + 1 if gap > 0.5 * best else 0, min(best, gap), first or norm
         if gap <= 0.5 * tol or stalled > 4:
             break
-        precondition, H = _preconditioner(problem, P, l2, spectrum, dtype), _hessian(problem, P, l2, dtype)
+        precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
-        d, U = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
-        t = _line_search(V, Z, d, U, l2, problem)
-        V, Z = _centred(V + t * d), Z + t * U
+        d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
+        U = _Logits(problem, d, dtype)
+        t = _line_search(problem, V, Z, d, U, l2)
+        V = _centred(V + t * d)
+        Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
     return V
 
 # %% ../nbs/08_probing.ipynb #3b9feefd
 def _basis(problem):
     "Where rows are fewer than columns: features [N, r] with the same inner products, and the way back to D columns."
-    xc = (problem.x.double() - problem.mean) / problem.scale
+    xc = (problem.rows(slice(None)).double() - problem.mean) / problem.scale
     values, vectors = torch.linalg.eigh(xc @ xc.T)
     keep = values > 1e-13 * values[-1].clamp(min=1e-300)
     s, R = values[keep].sqrt(), vectors[:, keep]
@@ -261,7 +291,7 @@ def _prepare(problem):
         return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda V: V
     x, back = _basis(problem)
     small = _Problem(x, problem.y, problem.w, len(problem.classes))
-    return small, _spectrum(small, len(x)), lambda V: torch.cat([back(V[:, :-1] / small.scale), V[:, -1:]], 1)
+    return small, _spectrum(small, small.n), lambda V: torch.cat([back(V[:, :-1] / small.scale), V[:, -1:]], 1)
 
 
 def _ahead(solved, l2):
@@ -274,10 +304,10 @@ def _ahead(solved, l2):
 # %% ../nbs/08_probing.ipynb #906b4370
 def _certified(problem, V, l2):
     "The head with its best bias, its F and its gap, in the scaled problem and in float64."
-    V, Z, P = _profile(V, problem.logits(V, torch.float64), problem)
-    G = _gradient(problem, P, V, l2, torch.float64)
-    loss = _risk(Z, problem) + l2 / 2 * V[:, :-1].square().sum().item()
-    return V, loss, gap_bound(G, l2) if l2 else math.nan
+    V, loss, G = _profile(problem, V, torch.float64)
+    W = V[:, :-1]
+    gap = gap_bound(_centred(G[:, :-1] + l2 * W), l2) if l2 else math.nan
+    return V, loss + l2 / 2 * W.square().sum().item(), gap
 
 
 _TINY = 1e-13  # stands for l2 = 0 while iterating, in the scaled problem
@@ -285,17 +315,19 @@ _TINY = 1e-13  # stands for l2 = 0 while iterating, in the scaled problem
 
 def _sorts(problem, V):
     "Whether the head gives every example's own class the largest logit: a proof that the training set is separable."
-    Z = problem.logits(V, torch.float64)
-    own = Z.gather(0, problem.y[None])[0]
-    wrong = own <= Z.scatter(0, problem.y[None], -math.inf).amax(0)
-    return not problem.total(wrong.sum())
+    wrong = torch.zeros_like(problem.y[:0].sum())
+    for s, _, z in _Logits(problem, V, torch.float64):
+        y = problem.y[None, s]
+        wrong += (z.gather(0, y)[0] <= z.scatter(0, y, -math.inf).amax(0)).sum()
+    return not problem.total(wrong)
 
 
 def _in_units(problem, V, num_classes):
     "The head in the caller's classes and units. A class without examples gets a probability below e^-40 everywhere."
     A, a = problem.raw(V, torch.float64)
-    low = problem.logits(V, torch.float64).logsumexp(0).min() - 40
-    W, b = A.new_zeros(num_classes, A.shape[1]), low.expand(num_classes).clone()
+    absent = len(A) < num_classes
+    lows = [z.logsumexp(0).min().item() for _, c, z in _Logits(problem, V, torch.float64) if len(c)] if absent else []
+    W, b = A.new_zeros(num_classes, A.shape[1]), A.new_full((num_classes,), min(lows, default=math.inf) - 40)
     W[problem.classes], b[problem.classes] = A, a[:, 0]
     return W, b
 
@@ -325,12 +357,13 @@ def l2_path(
     problem = _Problem(feats.x, feats.y, w, num_classes, total)
     small, spectrum, back = _prepare(problem)
     unit = problem.scale * (1 if small is problem else small.scale)
-    solved = [(math.inf, torch.zeros(len(small.classes), small.x.shape[1] + 1).to(small.mean))]
+    start = torch.cat([small.mean.new_zeros(len(small.share), small.x.shape[1]), small.share.log()[:, None]], 1)
+    solved = [(math.inf, _centred(start))]
     probes, exact = {}, small.n * small.x.shape[1] < 1e6  # small problems take no shortcut
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
-        for dtype in [torch.float64] if exact else [torch.float32, torch.float64]:
-            V = _solve(small, l2 / unit**2 or _TINY, tol, spectrum, V, dtype)
+        for dtype, goal in (torch.float64 if exact else torch.float32, tol), (torch.float64, tol / 10):
+            V = _solve(small, l2 / unit**2 or _TINY, goal, spectrum, V, dtype)  # its gap is an estimate
             head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2)
             if not gap > tol:
                 break

@@ -1,5 +1,9 @@
 "The head's optimum: against scikit-learn, SciPy and worked numbers, and the certificate never below the true gap."
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +101,45 @@ def test_a_thousand_classes():
     f = random_problem(3000, 16, 1000, seed=10)
     p = solve_head(f, 1000, 1e-2)
     assert p.gap <= 1e-8 and head_gap(p.W, p.b, f.x, f.y, 1e-2) <= 2e-8
+
+
+MANY = """
+import torch
+from sft_nb.core import measure
+from sft_nb.features import Features
+from sft_nb.objective import head_gap
+from sft_nb.probing import solve_head
+
+torch.manual_seed(0)
+n, c = 30_000, 500
+y = torch.arange(n) % c
+f = Features(torch.randn(c, 16)[y] + torch.randn(n, 16), y)
+solve = measure(solve_head, f, c, 0.1)
+array = measure(torch.ones, c, n, dtype=torch.float64)
+p = solve.result
+print(solve.peak_bytes, array.peak_bytes, p.gap, head_gap(p.W, p.b, f.x, f.y, 0.1))
+"""
+
+
+def test_nothing_as_large_as_all_logits_is_alive_where_classes_are_many():
+    env = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # what is freed goes back at once: the mark is what was alive
+    small = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    run = [sys.executable, "-c", small, MANY]  # a child begins with its parent's mark, so its parent is a small one
+    out = subprocess.run(run, capture_output=True, text=True, check=True, env=env).stdout
+    peak, array, said, true = map(float, out.split())
+    whole = 8 * 30_000 * 500  # bytes of all logits in float64
+    assert peak < 0.5 * whole
+    assert array > 0.5 * whole  # one such array, after the solver, does raise the mark
+    assert said <= 1e-8 and true <= 2e-8
+
+
+def test_three_hundred_classes_agree_with_scikit_learn():
+    f = random_problem(14_500, 12, 300, seed=15)  # so many logits that they are computed anew in every pass
+    w = (torch.arange(len(f)) % 29 != 0).double()  # and some rows do not count
+    p = solve_head(f, 300, 1e-2, weights=w)
+    assert p.gap <= 1e-8 and abs(sklearn_loss(f[w > 0], 1e-2) - p.loss) < 1e-6
 
 
 def test_newton_cholesky_is_another_route_to_the_same_optimum():
