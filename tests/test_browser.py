@@ -187,7 +187,10 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     epochs = shown(page, '.jupyter-widgets:has(> label:text-is("epochs")) input')
     epochs.fill("2000")
     epochs.press("Enter")
-    panel = shown(page, '.widget-vbox:has(> .widget-hbox button:has-text("Forecast"))')
+    boxes = '.widget-vbox:has(> .widget-hbox button:has-text("Forecast"))'
+    panel = shown(
+        page, f"{boxes}:has-text('linear_probing')"
+    )  # of two panels, the one that has run it: these controls' own
     page.screenshot(path=tmp_path / "light.png")
     panel.evaluate(LOOK)
     press(page, panel, "Start")
