@@ -306,7 +306,7 @@ def shared_phases(
 # %% ../nbs/21_distributed.ipynb #21d0de50
 @dataclass(frozen=True)
 class _Together(Setting):
-    "An experiment's setting, with the work shared."
+    "An experiment's setting, its training kept in checkpoints."
 
     folder: Path | str | None = None
     every: int = 50
@@ -316,13 +316,6 @@ class _Together(Setting):
         own = self.folder and Path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
         return shared_phases(model, self.training(), phases, folder=self.folder, checkpoints=own, every=self.every)
 
-    def predict(self, model, ds):
-        return shared_predict(model, self.loader(ds))
-
-    def solve(self, model, l2):
-        feats = shared_features(model.backbone, self.loader(self.few, self.config.batch_size), self.folder)
-        return shared_head(feats, len(self.task.classes), l2)
-
 
 def run(
     config: Config,
@@ -330,7 +323,8 @@ def run(
     every: int = 50,  # Steps between two checkpoints
 ) -> Record:  # In every process; its seconds and bytes are those of the process that asks
     "`experiments.run` over the processes that torchrun started."
-    record = experiments.run(config, partial(_Together, folder=folder, every=every))
+    by = _Shared(folder, torch.Generator())
+    record = experiments.run(config, partial(_Together, by=by, folder=folder, every=every))
     return replace(record, machine=f"{_where()[1]} process(es), {record.machine}")
 
 # %% ../nbs/21_distributed.ipynb #21d0de51

@@ -28,14 +28,13 @@ from tqdm import tqdm
 from .core import Cost, measure, set_seed, unknown
 from .data import TASKS, Images, Loader, Split, few_shot, jitter, load_split, pocket_source
 from .evaluation import Ledger, accuracy, paired_test, predict
-from .features import extract
 from .freezing import trainable
 from .models import POCKET, Pretrained, TransferModel, adapt, load_pretrained
 from .objective import risk
 from .peft import delta, num_bytes
-from .probing import Probe, solve_head
+from .probing import Probe
 from .store import append_line, read_lines
-from .strategies import STRATEGIES, Phase, run_phases, scaled, strategy
+from .strategies import STRATEGIES, Alone, Phase, run_phases, scaled, strategy
 from .training import Step, kept_bytes, step_flops
 
 # %% ../nbs/12_experiments.ipynb #12c0de02
@@ -144,6 +143,7 @@ class Setting:
     pre: Pretrained
     few: Images  # The labelled pictures
     task: Split
+    by: Alone = field(default_factory=Alone)  # Who does the work
 
     def loader(self, ds: Images, batch_size: int = 200, **kwargs) -> Loader:
         "Batches as theta_pre wants them, where the experiment runs."
@@ -162,16 +162,15 @@ class Setting:
 
     def train(self, model: TransferModel, phases: Sequence[Phase]) -> Iterator[Step]:
         "The steps of a candidate."
-        return run_phases(model, self.training(), phases)
+        return run_phases(model, self.training(), phases, by=self.by)
 
     def predict(self, model: TransferModel, ds: Images) -> tuple[Tensor, Tensor]:  # Logits and labels
         "What a candidate says of some pictures."
-        return predict(model, self.loader(ds))
+        return self.by.predict(model, self.loader(ds))
 
     def solve(self, model: TransferModel, l2: float) -> Probe:
         "The certified head on the labelled pictures' features."
-        feats = extract(model.backbone, self.loader(self.few, self.config.batch_size))
-        return solve_head(feats, len(self.task.classes), l2)
+        return self.by.solve(model, self.loader(self.few, self.config.batch_size), l2)
 
 # %% ../nbs/12_experiments.ipynb #12c0de4d
 def need_device(
@@ -184,7 +183,7 @@ def need_device(
 
 def prepare(
     config: Config,
-    kind: Callable[..., Setting] = Setting,  # Who does the work: chapter 21 has one for many processes
+    kind: Callable[..., Setting] = Setting,  # Chapter 21 has one that keeps checkpoints
 ) -> Setting:
     "Load what an experiment needs."
     need_device(config.device)

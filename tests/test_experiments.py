@@ -324,10 +324,10 @@ def test_the_test_labels_choose_nothing(monkeypatch):
 def test_a_loss_that_runs_away_is_a_candidate_that_failed(monkeypatch):
     real = experiments.run_phases
 
-    def stormy(model, dl, phases):
+    def stormy(model, dl, phases, **options):
         if phases[0].lr > 0.005:
             raise FloatingPointError("loss is nan")
-        return real(model, dl, phases)
+        return real(model, dl, phases, **options)
 
     monkeypatch.setattr(experiments, "run_phases", stormy)
     r = run(Config(strategy="bitfit", **(QUICK | dict(budget=2))))
