@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/09_evaluation.ipynb #13d89109
+class _Diverged(ValueError, FloatingPointError):
+    "Wrong input to whoever measures; to a search, one more candidate whose numbers ran away."
+
+
 def _tensor(values):
     "A tensor of what a caller has: a tensor, a NumPy array or a list."
     try:
@@ -42,7 +46,7 @@ def _check(logits, y):
             f"labels must be whole numbers in 0..{logits.shape[1] - 1}, one for each column of the logits; got {kind}{got}"
         )
     if logits.isnan().any() or logits.isposinf().any():
-        raise ValueError("some logits are infinite or not a number: the model has diverged, train it at a lower lr")
+        raise _Diverged("some logits are infinite or not a number: the model has diverged, train it at a lower lr")
     if (hidden := logits.gather(1, y[:, None]).isneginf().sum()) > 0:
         raise ValueError(
             f"{hidden} labels name a class whose logit is -inf: a class that was masked cannot be the true one"
