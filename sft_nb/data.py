@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 from zipfile import ZipFile
 
@@ -37,15 +38,44 @@ from .store import fetch
 from torchvision.datasets import CIFAR10  # isort: skip (after sft_nb, which repairs its import where it must)
 from torchvision.datasets.utils import check_integrity  # isort: skip
 
+# %% ../nbs/03_data.ipynb #479a294a
+def _tensor(values):
+    "A tensor as it is; an array or a list as a copy."
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _labels(y):
+    "Labels as int64, where they are whole numbers of another width; others as they are, for the caller to judge."
+    try:
+        y = _tensor(y)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"labels must be whole numbers from 0, one for each example; these are none ({e})") from e
+    return y if y.is_floating_point() or y.is_complex() else y.long()
+
+
+def _with_xy(ds):
+    "A set as something with tensors x and y, where it can be seen as one: a pair, a TensorDataset, arrays."
+    pair = getattr(ds, "tensors", ds)
+    x, y = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (getattr(ds, n, None) for n in "xy")
+    if x is None or y is None:
+        raise ValueError(f"a set in memory has x and y, as Images(x, y) has; this {type(ds).__name__} has not")
+    X, Y = _tensor(x), _labels(y)
+    return ds if X is getattr(ds, "x", None) and Y is getattr(ds, "y", None) else SimpleNamespace(x=X, y=Y)
+
 # %% ../nbs/03_data.ipynb #479a294b
 @dataclass(frozen=True)
 class Images:
     "Pictures and their labels, whole in memory."
 
-    x: Tensor  # uint8 [N, 3, H, W]
-    y: Tensor  # int64 [N], from 0
+    x: Tensor  # uint8 [N, 3, H, W]; also an array, and the colours may come last
+    y: Tensor  # int64 [N], from 0; also an array or a list of whole numbers
 
     def __post_init__(self):
+        x = _tensor(self.x)
+        if x.ndim == 4 and x.shape[1] != 3 and x.shape[3] == 3:
+            x = x.permute(0, 3, 1, 2).contiguous()
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", _labels(self.y))
         if self.x.dtype != torch.uint8 or self.x.ndim != 4 or self.x.shape[1] != 3:
             raise ValueError(f"pictures must be uint8 [N, 3, H, W]; got {self.x.dtype} {list(self.x.shape)}")
         if self.y.shape != self.x.shape[:1]:
@@ -162,7 +192,7 @@ def to_float(
 class Loader:
     "Batches (xb, yb) of a set in memory: a new order each epoch, transformed batch by batch on the device."
 
-    ds: Images  # Anything with x and y
+    ds: Images  # Anything with x and y; a pair of them or a TensorDataset too
     batch_size: int = 32
     transform: Callable[[Tensor], Tensor] = to_float  # From a batch of stored pictures to the model's input
     shuffle: bool = False
@@ -172,6 +202,7 @@ class Loader:
     epoch: int = 0  # Which epoch comes next; the order depends on the seed and on this alone
 
     def __post_init__(self):
+        self.ds = _with_xy(self.ds)
         if len(self.ds.y) == 0:
             raise ValueError("the set is empty: there is nothing to load")
         if len(self.ds.x) != len(self.ds.y):
@@ -251,12 +282,18 @@ def _download(archive, official):
         raise OSError(_absent(archive, official, f"could not be downloaded ({e})")) from e
 
 # %% ../nbs/03_data.ipynb #59b33ab1
+_BATCH = 100_000_000  # bytes; a published batch has 31 million
+
+
 def _cifar_files(root, download, official):
     "name -> (path, bytes) of every official file: from the unpacked folder, else straight out of the archive."
     md5s = dict([*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])])
     folder, archive = root / official.base_folder, root / official.filename
     if folder.is_dir():
-        blobs = {n: (folder / n).read_bytes() for n in md5s if (folder / n).is_file()}
+        there = [n for n in md5s if (folder / n).is_file()]
+        if odd := [n for n in there if (folder / n).stat().st_size > _BATCH]:
+            raise ValueError(f"{folder / odd[0]} is not the published file (it is far too large): delete it")
+        blobs = {n: (folder / n).read_bytes() for n in there}
     else:
         if not archive.is_file():
             if not download:
@@ -283,7 +320,7 @@ def cifar10(
     official: type[CIFAR10] = CIFAR10,  # The URL, the files and their checksums: torchvision's own table
 ) -> Split:  # 32 x 32 pictures of 10 classes; the 10,000 official test pictures
     "CIFAR-10 (Krizhevsky 2009): every file is checked, none is unpacked to disk, no pickled code is run."
-    files = {n: _unpickle(*f) for n, f in _cifar_files(Path(root), download, official).items()}
+    files = {n: _unpickle(*f) for n, f in _cifar_files(Path(root).expanduser(), download, official).items()}
 
     def part(names):
         x = np.concatenate([files[n]["data"] for n, _ in names]).reshape(-1, 3, 32, 32)
