@@ -133,7 +133,9 @@ def _choose(model, patterns):
     wanted = lambda n: not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)
     chosen = {n: m for n, m in layers.items() if n not in unfit and wanted(n)}
     if not chosen:
-        raise ValueError(f"{type(model).__name__} holds no linear layer, attention or plain convolution, so nothing could take LoRA")
+        raise ValueError(
+            f"{type(model).__name__} holds no linear layer, attention or plain convolution, so nothing could take LoRA"
+        )
     return chosen
 
 # %% ../nbs/11_peft.ipynb #9b2fab65
