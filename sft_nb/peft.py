@@ -329,7 +329,9 @@ def _shapes(tensors):
 
 
 def _layer_text(kind, shapes):
-    return f"{kind or 'a layer'} with " + ", ".join(f"{n} {s}" for n, s in shapes.items()) if shapes else "missing"
+    return (
+        f"{kind or 'a layer'} with " + ", ".join(f"{n} {s}" for n, s in sorted(shapes.items())) if shapes else "missing"
+    )
 
 
 def _misfit(about, theta, model):
