@@ -90,6 +90,7 @@ def _run(args):
     from sft_nb.store import append_line, check_writable
 
     config = Config(**_options(args))
+    render([], args.format)  # what it cannot do, it says now
     if args.out:
         check_writable(args.out)
     record = run(config)
@@ -107,6 +108,7 @@ def _sweep(args):
     from sft_nb.store import check_writable
 
     configs = grid(**_options(args))
+    render([], args.format)
     left = remaining(configs, args.out)
     if left and not args.forecast:
         check_writable(args.out)
@@ -128,7 +130,11 @@ def _where(records, conditions):
         name, _, value = condition.partition("=")
         if name not in kinds:
             raise unknown("field", name, kinds)
-        records = [r for r in records if getattr(r.config, name) == kinds[name](value)]
+        try:
+            wanted = kinds[name](value)
+        except ValueError as e:
+            raise ValueError(f"--where {condition} gives no value of {name}: write for example --where shots=10") from e
+        records = [r for r in records if getattr(r.config, name) == wanted]
     return records
 
 

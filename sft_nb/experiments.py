@@ -56,13 +56,14 @@ def _option(default, help, **about):
 
 
 def _name(f, value):
-    "A known name, or the path of a folder in one spelling."
+    "A known name, or the path of a folder or zip in one spelling."
     about = f.metadata
     if isinstance(value, str) and value in about["known"]:
         return str(value)
-    if not (about.get("folder") and value and isinstance(value, str | os.PathLike) and as_path(value).exists()):
+    path = as_path(value) if about.get("folder") and value and isinstance(value, str | os.PathLike) else None
+    if not path or not (path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())):
         raise unknown(f.name, value, about["known"])
-    path = str(as_path(value))  # pics, pics/ and ./pics are one
+    path = str(path)  # pics, pics/ and ./pics are one
     if path.encode(errors="replace") != path.encode(errors="surrogateescape"):
         raise ValueError(f"{f.name} {path!r} has a name that is no text, and could not be written down: rename it")
     return path
@@ -87,7 +88,7 @@ class Config:
     "One experiment, whole: its record can be made again from this and nothing else."
 
     pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=_NETWORKS)
-    task: str = _option("digits_wild", "the target, or a folder of pictures", known=(*TASKS, "cifar10"), folder=True)
+    task: str = _option("digits_wild", "the target, or a folder or zip of pictures", known=(*TASKS, "cifar10"), folder=True)
     strategy: str = _option("linear_probing", "what fine-tuning does, chapter 10", known=tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
     seed: int = _option(0, "which labels, which order, which random numbers", low=0, high=1_000_000_000)
@@ -383,6 +384,8 @@ def _named(kind, given):
 
 def _as_written(name, like, value):
     "A value of a line, where it is of its field's type."
+    if like is dict and isinstance(value, dict):
+        return {k: _as_written(f"{name} {k}", float, v) for k, v in value.items()}
     if value is None and like in (int | None, float | None):
         return None
     if like in (str, dict):
@@ -420,7 +423,7 @@ def read_records(
     path: Path | str,
 ) -> list[Record]:  # Of records of the same experiment, the last
     "The records of a file. What is no record is reported and left out; a file of something else is refused."
-    found, odd, path = {}, [], as_path(path)
+    found, odd, more, path = {}, [], set(), as_path(path)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         rows = read_lines(path)
@@ -428,6 +431,7 @@ def read_records(
         try:
             r = _record_of(row)
             found[_identity(r.config, r.data)] = r
+            more |= row.keys() - {f.name for f in fields(Record)}
         except KeyError as e:
             odd.append(f"it has no {e.args[0]}")
         except (ValueError, TypeError, AttributeError, OverflowError) as e:
@@ -438,6 +442,8 @@ def read_records(
         raise ValueError(f"{path} holds no record of an experiment ({why}): name another file")
     if odd:
         warnings.warn(f"{path}: {len(odd)} lines are no records and were left out ({odd[0]})", stacklevel=2)
+    if more:
+        warnings.warn(f"{path}: {', '.join(sorted(more))} mean nothing to this version and were left out", stacklevel=2)
     for w in said:
         warnings.warn(str(w.message), stacklevel=2)
     return list(found.values())
@@ -455,8 +461,10 @@ def grid(
 def _known(configs, path):
     "The experiments in order, by what makes them the same; and the records that a file holds already."
     contents = {task: content(task) for task in {c.task for c in configs}}
-    wanted = {_identity(c, contents[c.task]): c for c in reversed(configs)}
-    return dict(reversed(wanted.items())), {_identity(r.config, r.data): r for r in read_records(path)}
+    wanted = {}
+    for c in configs:
+        wanted.setdefault(_identity(c, contents[c.task]), c)
+    return wanted, {_identity(r.config, r.data): r for r in read_records(path)}
 
 
 def remaining(
@@ -507,7 +515,7 @@ def forecast(
     configs, tasks, paces, seconds, most = list(configs), {}, {}, 0.0, 0
     for c in configs:
         if c.task not in tasks:
-            split = load_split(c.task)
+            split = load_split(c.task, size=32)  # only its numbers count
             tasks[c.task] = len(split.classes), len(split.valid), len(split.test)
         classes, valid, test = tasks[c.task]
         one_batch = min(c.shots, -(-c.batch_size // classes))
