@@ -64,7 +64,9 @@ def _parser(
     return top
 
 # %% ../nbs/28_cli.ipynb #12c0de72
-def run(config):
+def run(
+    config,  # A Config
+):  # Its Record
     "`experiments.run`, which tells standard error what it is doing."
     from sft_nb import experiments
 
@@ -112,10 +114,11 @@ def _sweep(args):
     left = remaining(configs, args.out)
     if left and not args.forecast:
         check_writable(args.out)
-    cost = forecast(left)
-    what = f"{cost.result} of {len(configs)} runs to do"
-    what += f": about {_duration(cost.seconds)}, {cost.peak_bytes / 1e6:.0f} MB" if left else ""
-    print(what, file=sys.stdout if args.forecast else sys.stderr)
+    where = sys.stdout if args.forecast else sys.stderr
+    print(f"{len(left)} of {len(configs)} runs to do", file=where, flush=True)
+    if left:
+        cost = forecast(left)
+        print(f"about {_duration(cost.seconds)}, {cost.peak_bytes / 1e6:.0f} MB", file=where)
     if not args.forecast:
         print(render([r.row() for r in sweep(configs, args.out)], args.format), end="", flush=True)
 
@@ -147,7 +150,7 @@ def _table(args):
     held = [r for path in args.paths for r in read_records(path)]
     if not held:
         raise ValueError(f"there is no record in {', '.join(args.paths)}: a sweep writes some with --out")
-    records = _where({(r.config, r.data): r for r in held}.values(), args.where)
+    records = _where({r.key: r for r in held}.values(), args.where)
     if not records:
         raise ValueError(f"none of the {len(held)} records has {' and '.join(args.where)}")
     print(render(table(records, args.by, args.values), args.format), end="", flush=True)

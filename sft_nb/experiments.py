@@ -88,7 +88,9 @@ class Config:
     "One experiment, whole: its record can be made again from this and nothing else."
 
     pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=_NETWORKS)
-    task: str = _option("digits_wild", "the target, or a folder or zip of pictures", known=(*TASKS, "cifar10"), folder=True)
+    task: str = _option(
+        "digits_wild", "the target, or a folder or zip of pictures", known=(*TASKS, "cifar10"), folder=True
+    )
     strategy: str = _option("linear_probing", "what fine-tuning does, chapter 10", known=tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
     seed: int = _option(0, "which labels, which order, which random numbers", low=0, high=1_000_000_000)
@@ -108,6 +110,11 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+
+
+def _key(config, data):
+    "What makes two experiments the same: every field, but a folder by what it holds."
+    return (data or config.task, *(v for k, v in asdict(config).items() if k != "task"))
 
 # %% ../nbs/12_experiments.ipynb #12c0de20
 @dataclass(frozen=True)
@@ -137,6 +144,11 @@ class Record:
     revision: str = field(compare=False)  # Of the code, with a + where it was not committed; empty outside git
     when: str = field(compare=False)  # UTC
     data: str = ""  # What a folder of pictures held: its `content_digest`; empty for a task by name
+
+    @property
+    def key(self) -> tuple:
+        "What makes two records the same experiment: everything in the Config, a folder by what it held."
+        return _key(self.config, self.data)
 
     def row(self) -> dict:
         "Flat: the Config's fields, then the results."
@@ -414,11 +426,6 @@ def _record_of(row):
     return Record(config, **{name: _as_written(name, kind, given[name]) for name, kind in kinds.items()})
 
 # %% ../nbs/12_experiments.ipynb #12c0de41
-def _identity(config, data):
-    "What makes two experiments the same: everything in a Config, a folder by what it holds."
-    return (data or config.task, *(v for k, v in asdict(config).items() if k != "task"))
-
-
 def read_records(
     path: Path | str,
 ) -> list[Record]:  # Of records of the same experiment, the last
@@ -430,7 +437,7 @@ def read_records(
     for row in rows:
         try:
             r = _record_of(row)
-            found[_identity(r.config, r.data)] = r
+            found[r.key] = r
             more |= row.keys() - {f.name for f in fields(Record)}
         except KeyError as e:
             odd.append(f"it has no {e.args[0]}")
@@ -463,8 +470,8 @@ def _known(configs, path):
     contents = {task: content(task) for task in {c.task for c in configs}}
     wanted = {}
     for c in configs:
-        wanted.setdefault(_identity(c, contents[c.task]), c)
-    return wanted, {_identity(r.config, r.data): r for r in read_records(path)}
+        wanted.setdefault(_key(c, contents[c.task]), c)
+    return wanted, {r.key: r for r in read_records(path)}
 
 
 def remaining(
@@ -622,7 +629,7 @@ class Comparison:
             f"({self.pairs} pairs): {about[self.unit]}"
         )
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de64
 def _keyed(records, but, value):
     "Every record, by all of its Config that is not in `but`."
     records, found = list(records), {}
@@ -639,7 +646,7 @@ def _keyed(records, but, value):
         )
     return found
 
-# %% ../nbs/12_experiments.ipynb #12c0de64
+
 def _paired(a, b, but, value):
     "The two records of every pair, by what they agree in."
     first, second = _keyed(a, but, value), _keyed(b, but, value)
@@ -658,7 +665,7 @@ def _paired(a, b, but, value):
             )
     return pairs
 
-
+# %% ../nbs/12_experiments.ipynb #12c0de6b
 def _units(pairs, value):
     "The mean difference of every unit: the pairs of a target, or of a network, share more than their seeds differ in."
     for unit, name in (("target", "task"), ("network", "pretrained"), ("seed", "seed")):
@@ -668,7 +675,7 @@ def _units(pairs, value):
         if len(groups) > 1 or unit == "seed":
             return unit, torch.tensor([fmean(d) for d in groups.values()], dtype=torch.float64)
 
-# %% ../nbs/12_experiments.ipynb #12c0de6b
+
 def compare(
     a: Iterable[Record],
     b: Iterable[Record],  # The same experiments, but for the fields in `but`

@@ -901,7 +901,7 @@ def test_the_command_prints_what_the_functions_give_to_the_byte(tmp_path, capsys
     assert capsys.readouterr().out == "0 of 1 runs to do\n"
     assert main(["sweep", "--seed", "0", "9", *words, "--out", str(path), "--forecast"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("1 of 2 runs to do: about ") and "-" not in text and "seconds" in text
+    assert text.startswith("1 of 2 runs to do\nabout ") and "-" not in text and "seconds" in text
 
 
 def test_what_run_prints_in_a_terminal_is_for_eyes(monkeypatch, capsys):
