@@ -44,7 +44,9 @@ class StoreError(OSError):
 def _refused(path, e):
     full = e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     way = "free some space" if full else "name a file in a folder that you may write to"
-    return StoreError(f"{path} could not be written ({e.strerror or e}): {way}")
+    in_the_way = isinstance(e, FileExistsError | NotADirectoryError)  # what a system says of it depends on the system
+    why = "a file stands where a folder should be" if in_the_way else e.strerror or e
+    return StoreError(f"{path} could not be written ({why}): {way}")
 
 
 def _forget(part):
