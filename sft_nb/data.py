@@ -4,23 +4,30 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'LABELS', 'Images', 'Split', 'shuffled', 'pocket', 'pocket_source', 'few_shot', 'to_float', 'Loader',
-           'jitter', 'cifar10', 'read_picture', 'image_folder', 'load_split']
+           'jitter', 'cifar10', 'read_picture', 'image_folder', 'content_digest', 'load_split']
 
 # %% ../nbs/03_data.ipynb #adba548b
+import contextlib
 import hashlib
 import io
+import os
 import pickle
+import re
 import tarfile
+import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from . import world
@@ -31,15 +38,44 @@ from .store import fetch
 from torchvision.datasets import CIFAR10  # isort: skip (after sft_nb, which repairs its import where it must)
 from torchvision.datasets.utils import check_integrity  # isort: skip
 
+# %% ../nbs/03_data.ipynb #479a294a
+def _tensor(values):
+    "A tensor as it is; an array or a list as a copy."
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _labels(y):
+    "Labels as int64, where they are whole numbers of another width; others as they are, for the caller to judge."
+    try:
+        y = _tensor(y)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"labels must be whole numbers from 0, one for each example; these are none ({e})") from e
+    return y if y.is_floating_point() or y.is_complex() else y.long()
+
+
+def _with_xy(ds):
+    "A set as something with tensors x and y, where it can be seen as one: a pair, a TensorDataset, arrays."
+    pair = getattr(ds, "tensors", ds)
+    x, y = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (getattr(ds, n, None) for n in "xy")
+    if x is None or y is None:
+        raise ValueError(f"a set in memory has x and y, as Images(x, y) has; this {type(ds).__name__} has not")
+    X, Y = _tensor(x), _labels(y)
+    return ds if X is getattr(ds, "x", None) and Y is getattr(ds, "y", None) else SimpleNamespace(x=X, y=Y)
+
 # %% ../nbs/03_data.ipynb #479a294b
 @dataclass(frozen=True)
 class Images:
     "Pictures and their labels, whole in memory."
 
-    x: Tensor  # uint8 [N, 3, H, W]
-    y: Tensor  # int64 [N], from 0
+    x: Tensor  # uint8 [N, 3, H, W]; also an array, and the colours may come last
+    y: Tensor  # int64 [N], from 0; also an array or a list of whole numbers
 
     def __post_init__(self):
+        x = _tensor(self.x)
+        if x.ndim == 4 and x.shape[1] != 3 and x.shape[3] == 3:
+            x = x.permute(0, 3, 1, 2).contiguous()
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", _labels(self.y))
         if self.x.dtype != torch.uint8 or self.x.ndim != 4 or self.x.shape[1] != 3:
             raise ValueError(f"pictures must be uint8 [N, 3, H, W]; got {self.x.dtype} {list(self.x.shape)}")
         if self.y.shape != self.x.shape[:1]:
@@ -156,7 +192,7 @@ def to_float(
 class Loader:
     "Batches (xb, yb) of a set in memory: a new order each epoch, transformed batch by batch on the device."
 
-    ds: Images  # Anything with x and y
+    ds: Images  # Anything with x and y; a pair of them or a TensorDataset too
     batch_size: int = 32
     transform: Callable[[Tensor], Tensor] = to_float  # From a batch of stored pictures to the model's input
     shuffle: bool = False
@@ -166,6 +202,7 @@ class Loader:
     epoch: int = 0  # Which epoch comes next; the order depends on the seed and on this alone
 
     def __post_init__(self):
+        self.ds = _with_xy(self.ds)
         if len(self.ds.y) == 0:
             raise ValueError("the set is empty: there is nothing to load")
         if len(self.ds.x) != len(self.ds.y):
@@ -245,12 +282,18 @@ def _download(archive, official):
         raise OSError(_absent(archive, official, f"could not be downloaded ({e})")) from e
 
 # %% ../nbs/03_data.ipynb #59b33ab1
+_BATCH = 100_000_000  # bytes; a published batch has 31 million
+
+
 def _cifar_files(root, download, official):
     "name -> (path, bytes) of every official file: from the unpacked folder, else straight out of the archive."
     md5s = dict([*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])])
     folder, archive = root / official.base_folder, root / official.filename
     if folder.is_dir():
-        blobs = {n: (folder / n).read_bytes() for n in md5s if (folder / n).is_file()}
+        there = [n for n in md5s if (folder / n).is_file()]
+        if odd := [n for n in there if (folder / n).stat().st_size > _BATCH]:
+            raise ValueError(f"{folder / odd[0]} is not the published file (it is far too large): delete it")
+        blobs = {n: (folder / n).read_bytes() for n in there}
     else:
         if not archive.is_file():
             if not download:
@@ -277,7 +320,7 @@ def cifar10(
     official: type[CIFAR10] = CIFAR10,  # The URL, the files and their checksums: torchvision's own table
 ) -> Split:  # 32 x 32 pictures of 10 classes; the 10,000 official test pictures
     "CIFAR-10 (Krizhevsky 2009): every file is checked, none is unpacked to disk, no pickled code is run."
-    files = {n: _unpickle(*f) for n, f in _cifar_files(Path(root), download, official).items()}
+    files = {n: _unpickle(*f) for n, f in _cifar_files(Path(root).expanduser(), download, official).items()}
 
     def part(names):
         x = np.concatenate([files[n]["data"] for n, _ in names]).reshape(-1, 3, 32, 32)
@@ -290,89 +333,417 @@ def cifar10(
     return Split(train[order[valid:]], train[order[:valid]], test, tuple(classes))
 
 # %% ../nbs/03_data.ipynb #a704c258
+# Formats that are nothing but pictures. Pillow knows more, and hands PostScript to another program, which runs it.
+_RASTER = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
+
+
+@lru_cache(maxsize=1)
+def _formats():
+    "Those of `_RASTER` that this Pillow reads; with the package pillow-heif, HEIF too."
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(f for f in _RASTER if f in Image.OPEN)
+
+
+def _unknown_format(start):
+    "What the first bytes of a file say, where it cannot be opened."
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp" and start[8:12] in (
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"mif1",
+        b"msf1",
+    ):
+        return "it is a HEIC photo: pip install pillow-heif, or set the camera to JPEG (an iPhone: 'Most Compatible')"
+    return f"it is in none of the formats {', '.join(_formats())}"
+
+
+def _open_picture(f):
+    try:
+        return Image.open(f, formats=_formats())
+    except UnidentifiedImageError:
+        f.seek(0)
+        raise ValueError(_unknown_format(f.read(16))) from None
+
+# %% ../nbs/03_data.ipynb #a704c259
+def _upright(im):
+    "As the camera was held, if it noted that; a note that cannot be read costs no picture."
+    try:
+        return ImageOps.exif_transpose(im)
+    except Exception:  # damaged EXIF fails in many ways
+        return im
+
+
+def _on_white(im):
+    "What is transparent shows the paper, and not what is stored there."
+    if im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info:
+        im = im.convert("RGBA")
+        im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
+    return im.convert("RGB")
+
+
 def read_picture(
     path: str | Path | BinaryIO,
     size: int,  # Pixels
 ) -> Tensor:
-    "uint8 [3, size, size]: upright, the shorter side scaled to `size`, the middle cut out."
-    with warnings.catch_warnings():
+    "uint8 [3, size, size]: upright, on white, the shorter side scaled to `size`, the middle cut out."
+    file = contextlib.nullcontext(path) if hasattr(path, "read") else Path(path).expanduser().open("rb")
+    with file as f, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file can unfold to fill the memory
-        with Image.open(path) as im:
+        with _open_picture(f) as im:
             if im.mode[0] in "IF":
-                raise ValueError("its pixels have more than 8 bits, which would be clipped")
-            im = ImageOps.exif_transpose(im).convert("RGB")
+                raise ValueError("its pixels have more than 8 bits, which would be clipped: save it with 8")
+            im.load()
+            im = _on_white(_upright(im))
     im = ImageOps.fit(im, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
 
-
-def _pictures(root):
-    "class name -> its files, in the same order on every machine; whatever is hidden is left out."
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is not a folder: name one that holds a sub-folder of pictures per class")
-    seen = lambda p: not any(n.startswith(".") or n in ("Thumbs.db", "desktop.ini") for n in p.relative_to(root).parts)
-    classes = sorted((d for d in root.iterdir() if d.is_dir() and seen(d)), key=Path.as_posix)
-    if len(classes) < 2:
-        raise ValueError(f"{root} holds {len(classes)} sub-folders; a task needs two or more, one for each class")
-    return {d.name: sorted((p for p in d.rglob("*") if p.is_file() and seen(p)), key=Path.as_posix) for d in classes}
-
 # %% ../nbs/03_data.ipynb #f47aa1e6
-def _read(classes, size, skip_unreadable):
-    "All pictures and labels of a list of lists of files."
-    x, y, bad = [], [], []
-    for label, path in ((c, p) for c, paths in enumerate(classes) for p in paths):
+# What systems and storage boxes leave in folders and zips; a name that begins with a dot is hidden too
+_LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "@eadir", "#recycle"}
+_LITTER |= {"$recycle.bin", "recycler", "system volume information", "lost+found"}
+
+
+def _hidden(name):
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def _name(name):
+    "A file's name as text, the same on every machine; bytes that are no UTF-8 as their numbers."
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def _folder_tree(folder, above=()):
+    "name -> the same of a folder, or a file's path. A link is followed, but not back into a folder that holds it."
+    real, tree = folder.resolve(), {}
+    for p in [] if real in above else folder.iterdir():
+        if _hidden(p.name):
+            continue
+        if p.is_dir():
+            tree[_name(p.name)] = _folder_tree(p, (*above, real))
+        elif p.is_file() or not p.exists():  # a link to nothing is a picture that is missing; a device is none
+            tree[_name(p.name)] = p
+    return tree
+
+# %% ../nbs/03_data.ipynb #f47aa1e7
+_UNFOLDS = dict(least=100_000_000, times=20)  # bytes, and the zip's own size: pictures are packed already
+
+
+def _spoken(raw):
+    "A name from a zip that does not say how it is written: UTF-8, all Japanese, or the old code page of DOS."
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode()
+    with contextlib.suppress(UnicodeDecodeError):
+        text = raw.decode("cp932")
+        if re.fullmatch(r"[\u3005\u3040-\u30ff\u4e00-\u9fff]+", re.sub(r"\.\w+$|[\x00-@_]", "", text, flags=re.A)):
+            return text
+    return raw.decode("cp437")
+
+
+def _zip_parts(info):
+    "An entry's name as the parts of a path that stays inside, whichever system wrote it."
+    name = info.orig_filename.split("\0")[0]
+    if not info.flag_bits & 0x800:  # zipfile took it for the code page of DOS
+        name = "/".join(map(_spoken, name.encode("cp437").split(b"/")))
+    parts = (re.sub("^[A-Za-z]:", "", p) for p in re.split(r"[/\\]", name))
+    return [unicodedata.normalize("NFC", p) for p in parts if p not in ("", ".", "..")], name.endswith(("/", "\\"))
+
+
+def _zip_tree(z, size):
+    "The same tree of a zip, of `size` bytes: a file is a function that unpacks it. Nothing is written to the disk."
+    tree, most, files = {}, max(_UNFOLDS["least"], _UNFOLDS["times"] * size), []
+    for f in z.infolist():
+        parts, folder = _zip_parts(f)
+        if not parts or any(map(_hidden, parts)) or len(parts) > 50:
+            continue
+        at = tree
+        for p in parts if folder else parts[:-1]:
+            at = at.setdefault(p, {}) if isinstance(at, dict) else None
+        if isinstance(at, dict) and not folder and not isinstance(at.get(parts[-1]), dict):
+            at[parts[-1]] = partial(z.read, f)
+            files.append(f)
+    if (whole := sum(f.file_size for f in files)) > most:
+        raise ValueError(f"the zip unfolds to {whole / 1e6:,.0f} MB, more than {most / 1e6:,.0f}: name a folder")
+    if any(f.flag_bits & 1 for f in files):
+        raise ValueError("the zip is encrypted: pack it without a password")
+    if any(f.compress_type not in (0, 8, 12, 14) for f in files):
+        raise ValueError("the zip is packed in a way that Python cannot unpack (such as Deflate64, which Windows takes "
+                         "for large zips): unpack it and name the folder, or pack it with 7-Zip as plain Deflate")  # fmt: skip
+    return tree
+
+# %% ../nbs/03_data.ipynb #f47aa1e8
+@contextlib.contextmanager
+def _album(root):
+    "The tree of a folder, of a zip, or of the bytes of one, for as long as it is open."
+    packed = isinstance(root, bytes)
+    if not packed and (path := Path(root).expanduser()).is_dir():
+        yield _folder_tree(path)
+        return
+    try:
+        z = ZipFile(io.BytesIO(root) if packed else path)
+    except Exception as e:  # broken zips fail in many ways
+        if packed or (path.suffix.casefold() == ".zip" and path.is_file()):
+            what = "this" if packed else str(path)
+            raise ValueError(f"{what} is no zip ({e}): pack one folder of pictures for each class into a zip") from e
+        raise NotADirectoryError(
+            f"{root} is not a folder: name one that holds a sub-folder of pictures per class, or a zip of such a folder"
+        ) from e
+    with z:
+        yield _zip_tree(z, len(root) if packed else path.stat().st_size)
+
+
+def _folders(tree):
+    return {n: t for n, t in sorted(tree.items()) if isinstance(t, dict)}
+
+
+def _files(tree, before=""):
+    "Every file of a tree by its name from the top."
+    for n, t in tree.items():
+        yield from _files(t, f"{before}{n}/") if isinstance(t, dict) else [(before + n, t)]
+
+
+def _many(n, what="picture"):
+    "3 pictures were, 1 picture was."
+    return f"{n:,} {what} was" if n == 1 else f"{n:,} {what}s were"
+
+
+def _some(names, most=5):
+    "A list of names that stays readable however long it is."
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+# %% ../nbs/03_data.ipynb #f47aa1e9
+_PARTS = {"train": ("train", "training"), "valid": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2")
+
+
+def _loose(tree, before=""):
+    "Pictures that lie beside folders, where only the folders count."
+    return [before + n for n, t in tree.items() if not isinstance(t, dict) and n.casefold().endswith(_PICTURES)]
+
+
+def _parts_of(kids):
+    "folder -> part, where the folders are named train, val, test; nothing where they are classes."
+    found = {n: part for n in kids for part, names in _PARTS.items() if n.casefold() in names}
+    if len(found) < 2:
+        return {}
+    if odd := [n for n in kids if n not in found]:
+        raise ValueError(
+            f"{_some([*found])} are parts of a task, but {_some(odd)} beside them are not: move these away"
+        )
+    if len(set(found.values())) < len(found) or "train" not in found.values():
+        raise ValueError(f"of the folders {_some([*found])} one must be train, and at most one each for valid and test")
+    return found
+
+# %% ../nbs/03_data.ipynb #f47aa1ef
+def _check_part(name, classes, train):
+    if not classes:
+        raise ValueError(f"{name} holds no sub-folder for each class: sort its pictures into classes, or move it away")
+    if odd := [c for c in classes if c not in train]:
+        raise ValueError(f"{name} holds a class {odd[0]!r}, and the folder to train on does not: the names must agree")
+
+
+def _check_classes(root, classes, tree):
+    if len(classes) < 2:
+        packed = [n for n in tree if n.casefold().endswith((".zip", ".tar", ".gz", ".rar", ".7z"))]
+        more = f" ({packed[0]} must be unpacked first)" if packed else ""
+        raise ValueError(f"{root} holds {len(classes)} sub-folders{more}; a task needs two or more, one for each class")
+    if odd := [c for c in classes if any(unicodedata.category(k) == "Cc" for k in c)]:
+        raise ValueError(f"the class {odd[0]!r} has a tab or another control character in its name: rename the folder")
+
+
+def _task(tree, root):
+    "part -> class -> its files in order, and the pictures left out. What has no parts is all 'train'."
+    loose = _loose(tree)
+    while len(kids := _folders(tree)) == 1 and _folders(*kids.values()):  # a folder around the folders
+        (tree,) = kids.values()
+        loose += _loose(tree)
+    named = _parts_of(kids)
+    classes = lambda t: {c: sorted(_files(below, f"{c}/")) for c, below in _folders(t).items()}
+    parts = {part: classes(kids[n]) for n, part in named.items()} or {"train": classes(tree)}
+    for n, part in named.items():
+        loose += _loose(kids[n], f"{n}/")
+        _check_part(n, parts[part], parts["train"])
+    _check_classes(root, list(parts["train"]), tree)
+    return parts, loose
+
+# %% ../nbs/03_data.ipynb #f47aa1ea
+def _said(bad):
+    "One line for each reason why pictures could not be read; reasons that differ by a number are one."
+    reasons = {}
+    for name, why in bad:
+        reasons.setdefault(re.sub(r"\d+", "", why), []).append((name, why))
+    lost = lambda b: f"{_many(len(b), 'unreadable picture')} left out ({b[0][1]}): {_some([name for name, _ in b])}"
+    return [lost(b) for b in reasons.values()]
+
+
+def _read(files, size, skip_unreadable):
+    "Pictures of a list of (part, label, name, file); those of the list that could be read; what is to be said."
+    x, kept, bad = torch.empty(len(files), 3, size, size, dtype=torch.uint8), [], []
+    for part, label, name, file in files:
         try:
-            x.append(read_picture(path, size))
-            y.append(label)
+            x[len(kept)] = read_picture(file if isinstance(file, Path) else io.BytesIO(file()), size)
+            kept.append((part, label, name))
         except Exception as e:  # decoders fail in many ways
             if not skip_unreadable:
+                where = file if isinstance(file, Path) else name
                 raise ValueError(
-                    f"{path} cannot be read as a picture ({e}): repair it, remove it, or pass skip_unreadable=True"
+                    f"{where} cannot be read as a picture ({e}): repair it, remove it, or pass skip_unreadable=True"
                 ) from e
-            bad.append(str(path))
-    if bad:
-        warnings.warn(f"{len(bad)} unreadable pictures were left out: {', '.join(bad)}", stacklevel=3)
-    return Images(torch.stack(x) if x else torch.empty(0, 3, size, size, dtype=torch.uint8), torch.tensor(y).long())
+            bad.append((name, str(e)))
+    return Images(x[: len(kept)], torch.tensor([label for _, label, _ in kept]).long()), kept, _said(bad)
+
+# %% ../nbs/03_data.ipynb #f47aa1eb
+def _copies(ds):
+    "For each picture the first one that is equal to it, byte for byte."
+    first = {}
+    return [first.setdefault(hashlib.sha256(p.numpy()).digest(), i) for i, p in enumerate(ds.x)]
 
 
-def _stratified(ds, classes, valid, test, seed):
-    "Cut every class by itself, test first, so that each part holds each class."
-    parts = [], [], []  # train, valid, test
+def _about_copies(ds, same, names):
+    "What is to be said of them."
+    extra = [i for i, k in enumerate(same) if i != k]
+    torn = [i for i in extra if ds.y[i] != ds.y[same[i]]]
+    pair = lambda i: f"{names[i]} = {names[same[i]]}"
+    copies = (
+        f"copies were found, and each kept in one part with its like: {len(extra):,} ({_some([*map(pair, extra)])})"
+    )
+    labels = f"copies were found under two labels: {len(torn):,} ({_some([*map(pair, torn)])})"
+    return [copies] * bool(extra) + [labels] * bool(torn)
+
+
+def _fill(groups, want, leave):
+    "The first groups that fit into `want` pictures, or else the smallest; at least `leave` groups stay behind."
+    taken, rest = [], []
+    for g in groups:
+        if fits := len(g) <= want and len(groups) - len(taken) > leave:
+            want -= len(g)
+        (taken if fits else rest).append(g)
+    if not taken:
+        taken.append(rest.pop(min(range(len(rest)), key=lambda i: len(rest[i]))))
+    return taken, rest
+
+# %% ../nbs/03_data.ipynb #f47aa1ec
+def _stratified(ds, classes, shares, seed):
+    "Cut every class by itself, so that each part holds each class, and copies together: a part for each share, the rest."
+    groups, parts, y = {}, [[] for _ in (*shares, "the rest")], ds.y.tolist()
+    for i, k in enumerate(_copies(ds)):
+        groups.setdefault(k, []).append(i)
     for c, name in enumerate(classes):
-        mine = (ds.y == c).nonzero()[:, 0]
-        n = len(mine)
-        t, v = max(1, round(test * n)), max(1, round(valid * n))
-        if t + v >= n:
-            raise ValueError(f"class {name!r} has {n} pictures: too few for one each in train, valid and test")
-        for part, i in zip(reversed(parts), mine[shuffled(n, seed)].split([t, v, n - t - v]), strict=True):
-            part.append(i)
-    return Split(*(ds[torch.cat(p)] for p in parts), tuple(classes))
+        mine, n = [g for k, g in groups.items() if y[k] == c], y.count(c)
+        if len(mine) < len(parts):
+            different = f", {len(mine)} of them different" if n != len(mine) else ""
+            raise ValueError(
+                f"class {name!r} has {n} pictures{different}: too few for one each in train, valid and test"
+            )
+        rest = [mine[i] for i in shuffled(len(mine), seed).tolist()]
+        for at, share in enumerate(shares):
+            taken, rest = _fill(rest, max(1, round(share * n)), len(shares) - at)
+            parts[at] += taken
+        parts[-1] += rest
+    return [torch.tensor([i for g in part for i in g]).long() for part in parts]
+
+
+def _latest(part, same):
+    "Where folders are the parts: of copies in two of them the one that is looked at last stays, the other has no part."
+    rank, last = {"train": 0, "valid": 1, "test": 2}, {}
+    for p, k in zip(part, same, strict=True):
+        last[k] = max(last.get(k, p), p, key=rank.get)
+    return [p if p == last[k] else None for p, k in zip(part, same, strict=True)]
+
+
+def _split(ds, part, given, classes, shares, seed):
+    "The parts that the folders name; those that they do not name are cut from train, the test first."
+    own = {p: ds[torch.tensor([q == p for q in part]).bool()] for p in given}
+    if bare := [p for p in given if not len(own[p])]:
+        raise ValueError(f"no picture is left for the part {bare[0]}")
+    cut, train = [p for p in ("test", "valid") if p not in own], own["train"]
+    drawn = _stratified(train, classes, [shares[p] for p in cut], seed)
+    cuts = {p: train[i] for p, i in zip((*cut, "train"), drawn, strict=True)}
+    return Split(**own | cuts, classes=tuple(classes))
 
 # %% ../nbs/03_data.ipynb #3e16cf29
 def image_folder(
-    root: str | Path,  # One sub-folder per class; its name is the class's name
+    root: str | Path | bytes,  # A sub-folder for each class; or train, val and test of such; or a zip, or its bytes
     size: int = 224,  # Pixels: the shorter side is scaled to it, the middle square is kept
-    valid: float = 0.15,  # The share of each class for validation
-    test: float = 0.15,  # The share of each class for the test
+    valid: float = 0.15,  # The share of each class for validation, where no folder holds it
+    test: float = 0.15,  # The share of each class for the test, where no folder holds it
     seed: int = 0,  # Which pictures
     skip_unreadable: bool = False,  # Leave out what cannot be read, and warn, instead of stopping
 ) -> Split:
-    "Your own pictures, whole in memory: 3 * size * size bytes each."
+    "Your own pictures, whole in memory: 3 * size * size bytes each. What was left out, and copies, are warned of."
     if size < 1 or not (valid > 0 and test > 0 and valid + test < 1):
         raise ValueError(f"size={size}, valid={valid}, test={test}: size is in pixels, the shares are parts of 1")
-    classes = _pictures(Path(root))
-    ds = _read(classes.values(), size, skip_unreadable)
-    return _stratified(ds, classes, valid, test, seed)
+    with _album(root) as tree:
+        parts, loose = _task(tree, "the zip" if isinstance(root, bytes) else root)
+        classes = list(parts["train"])
+        files = [(p, classes.index(c), *f) for p, cs in parts.items() for c, fs in cs.items() for f in fs]
+        ds, kept, said = _read(files, size, skip_unreadable)
+    same = _copies(ds)
+    part = _latest([p for p, _, _ in kept], same)
+    if loose:
+        said.append(f"{_many(len(loose))} left out, beside the folders of the classes: {_some(sorted(loose))}")
+    if n := part.count(None):
+        said.append(f"{_many(n)} left out, as a part that is looked at later holds a copy")
+    said += _about_copies(ds, same, [name for _, _, name in kept])
+    try:
+        split = _split(ds, part, parts, classes, dict(valid=valid, test=test), seed)
+    except ValueError as e:
+        raise ValueError("; ".join([str(e), *said])) from e
+    for line in said:
+        warnings.warn(line, stacklevel=2)
+    return split
+
+# %% ../nbs/03_data.ipynb #3e16cf2a
+_HASHES = {}  # (path, size, times, inode) -> SHA-256, of files that have not changed for a while
+
+
+def _file_hash(path):
+    s = path.stat()
+    key = str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+    if key in _HASHES:
+        return _HASHES[key]
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    if abs(time.time() - s.st_ctime) > 2:  # a clock of a disk may not tell two changes of one second apart
+        _HASHES[key] = h.hexdigest()
+    return h.hexdigest()
+
+
+def content_digest(
+    root: str | Path | bytes,  # As for `image_folder`
+) -> str:  # 64 hex digits
+    "SHA-256 of what `image_folder` would read: parts, class names, file names and bytes; wherever the folder lies."
+    h = hashlib.sha256()
+    with _album(root) as tree:
+        parts, _ = _task(tree, root)
+        for p, c, name, file in [(p, c, *f) for p, cs in sorted(parts.items()) for c, fs in cs.items() for f in fs]:
+            of = _file_hash(file) if isinstance(file, Path) else hashlib.sha256(file()).hexdigest()
+            h.update("\0".join([p, c, name, of, ""]).encode("utf-8", "backslashreplace"))
+    return h.hexdigest()
 
 # %% ../nbs/03_data.ipynb #370137a3
 def load_split(
-    name: str | Path,  # One of `TASKS`, "cifar10", or the path of a folder of pictures
+    name: str | Path,  # One of `TASKS`, "cifar10", or the path of a folder or a zip of pictures
     root: str | Path = "data",  # Where CIFAR-10 lies
+    size: int = 224,  # Pixels of a side, of pictures of your own; `Pretrained.size` is what a network was made for
 ) -> Split:
     "A task by its name."
     if name in TASKS:
         return pocket(name)
     if name == "cifar10":
         return cifar10(root)
-    if Path(name).is_dir():
-        return image_folder(name)
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.suffix.casefold() == ".zip" and path.is_file()):
+        return image_folder(path, size)
     raise unknown("task or folder of pictures", str(name), [*TASKS, "cifar10"])

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['bn_only', 'bitfit', 'LoRA', 'lora_size', 'add_lora', 'merge_lora', 'delta', 'apply_delta', 'num_bytes', 'save_delta',
-           'load_delta', 'interpolate']
+           'Changed', 'DeltaAbout', 'delta_about', 'load_delta', 'interpolate']
 
 # %% ../nbs/11_peft.ipynb #324c1f6e
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -61,34 +64,58 @@ def bitfit(
 
 # %% ../nbs/11_peft.ipynb #78e63fa5
 class LoRA:
-    "What a layer becomes: its `weight` reads W + (alpha / rank) B A, while W keeps its place and its name."
+    "What a layer becomes: reading its weight gives W + (alpha / rank) B A, while W keeps its place and its name."
 
-    @property
-    def weight(self) -> Tensor:  # The shape of W
-        "What every reader gets: the layer's own forward, and attention, which reads it directly."
-        return self._parameters["weight"] + self.update()
+    lora_weight = "weight"  # Which parameter W is
+
+    def whole(self) -> Tensor:  # The shape of W
+        "What every reader of the weight gets: the layer's own forward, and attention, which reads it directly."
+        return self._parameters[self.lora_weight] + self.update()
 
     def update(self) -> Tensor:  # The shape of W
         "(alpha / rank) B A, folded to the weight's shape."
-        return (self.lora_scale * (self.lora_B @ self.lora_A)).view_as(self._parameters["weight"])
+        return (self.lora_scale * (self.lora_B @ self.lora_A)).view_as(self._parameters[self.lora_weight])
+
+    def __reduce_ex__(self, protocol):  # pickle finds a class by its name, and these are made while the program runs
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _empty, (type(self).__bases__[1],), *state
+
+
+@cache
+def _with_lora(kind):
+    "The class of a layer of this kind with LoRA; the same one at every call."
+    name = "in_proj_weight" if issubclass(kind, nn.MultiheadAttention) else "weight"
+    return type(f"LoRA{kind.__name__}", (LoRA, kind), {"lora_weight": name, name: property(LoRA.whole)})
+
+
+def _empty(kind):
+    "A layer of this kind with LoRA, before pickle or deepcopy puts its state in."
+    cls = _with_lora(kind)
+    return cls.__new__(cls)
 
 # %% ../nbs/11_peft.ipynb #181f5ad6
-_LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+_LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention
+
+
+def _weight(m):
+    "The matrix of a layer, or None where it has none of its own; attention's holds q, k and v."
+    return m._parameters.get("in_proj_weight" if isinstance(m, nn.MultiheadAttention) else "weight")
 
 
 def _layers(model):
-    "Linear and convolution layers of the pre-trained part, by name; and what those are that cannot take LoRA."
+    "The layers of the pre-trained part that have a matrix, by name; and what those are that cannot take LoRA."
     body, prefix = _body(model)
     layers = {prefix + n: m for n, m in body.named_modules() if n and isinstance(m, _LAYERS)}
     owners = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
     unfit = {}
     for n, m in layers.items():
-        w = m._parameters.get("weight")
         if isinstance(m, LoRA):
             unfit[n] = "a layer with LoRA already: merge_lora first"
         elif getattr(m, "groups", 1) > 1:
             unfit[n] = "a grouped convolution, whose groups A would mix: name other layers"
-        elif w is None or owners.count(id(w)) > 1:
+        elif isinstance(m, nn.MultiheadAttention) and _weight(m) is None:
+            unfit[n] = "an attention that keeps q, k and v in three matrices: name its out_proj or other layers"
+        elif _weight(m) is None or owners.count(id(_weight(m))) > 1:
             unfit[n] = "a layer whose weight is not its own: name other layers"
     return layers, unfit
 
@@ -106,7 +133,9 @@ def _choose(model, patterns):
     wanted = lambda n: not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)
     chosen = {n: m for n, m in layers.items() if n not in unfit and wanted(n)}
     if not chosen:
-        raise ValueError(f"{type(model).__name__} holds no linear layer and no plain convolution that could take LoRA")
+        raise ValueError(
+            f"{type(model).__name__} holds no linear layer, attention or plain convolution, so nothing could take LoRA"
+        )
     return chosen
 
 # %% ../nbs/11_peft.ipynb #9b2fab65
@@ -118,7 +147,7 @@ def lora_size(
     "How many numbers `add_lora` would train beside the head: the sum of rank * (in * k * k + out)."
     if isinstance(rank, bool) or rank != int(rank) or rank < 1:
         raise ValueError(f"rank must be a whole number, at least 1; got {rank}")
-    return sum(rank * (m.weight[0].numel() + len(m.weight)) for m in _choose(model, patterns).values())
+    return sum(rank * (_weight(m)[0].numel() + len(_weight(m))) for m in _choose(model, patterns).values())
 
 
 def add_lora(
@@ -131,11 +160,11 @@ def add_lora(
     if lora_size(model, rank, *patterns) and not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be a positive number; got {alpha}")
     for m in _choose(model, patterns).values():
-        w = m._parameters["weight"]
+        w = _weight(m)
         A, B = w.new_empty(rank, w[0].numel()), w.new_zeros(len(w), rank)  # B = 0: the function stays as it was
         m.lora_A, m.lora_B = nn.Parameter(nn.init.kaiming_uniform_(A, a=math.sqrt(5))), nn.Parameter(B)
         m.register_buffer("lora_scale", w.new_tensor(alpha / rank))  # a part of theta: the function depends on it
-        m.__class__ = type(f"LoRA{type(m).__name__}", (LoRA, type(m)), {})  # the layer that it was, and LoRA
+        m.__class__ = _with_lora(type(m))  # the layer that it was, and LoRA
     loras = [m for m in model.modules() if isinstance(m, LoRA)]
     return _learn_only(model, [p for m in loras for p in (m.lora_A, m.lora_B)])
 
@@ -149,7 +178,7 @@ def merge_lora(
     if not loras:
         raise ValueError(f"{type(model).__name__} holds no LoRA layers, so there is nothing to merge")
     for m in loras:
-        m._parameters["weight"].add_(m.update())
+        m._parameters[m.lora_weight].add_(m.update())
         del m.lora_A, m.lora_B, m.lora_scale
         m.__class__ = type(m).__bases__[1]
     return follow_grad(model, model.training)
@@ -193,35 +222,161 @@ def _base(pre):
     return "theta_pre", _theta(pre)
 
 
+def _unsaved(model):
+    "The buffers that `state_dict` leaves out, named as in a TransferModel."
+    net, prefix = (model.backbone, "backbone.") if isinstance(model, Pretrained) else (model, "")
+    if not isinstance(net, nn.Module):
+        return {}
+    saved = net.state_dict()
+    return {prefix + n: b for n, b in net.named_buffers(remove_duplicate=False) if n not in saved}
+
+
+def _check_whole(theta, model, pre, classes):
+    "Refuse what a file could not give back: classes that are not the head's, or what has no place in a state_dict."
+    if not all(isinstance(c, str) for c in classes) or len({*classes}) < len(classes):
+        raise ValueError(f"classes are the names of the classes, each once, as text; got {list(classes)[:5]}")
+    if classes and "head.weight" in theta and len(theta["head.weight"]) != len(classes):
+        raise ValueError(f"the head has {len(theta['head.weight'])} classes, and {len(classes)} names were given")
+    was, now = _unsaved(pre), _unsaved(model)
+    if far := [*moved({n: was[n] for n in was.keys() & now}, {n: now[n] for n in was.keys() & now})]:
+        raise ValueError(f"{far[0]} moved, and no file holds it: register that buffer with persistent=True")
+
+
 def save_delta(
     path: Path | str,
     model: nn.Module | Mapping[str, Tensor],  # theta_fine
     pre: Pretrained | nn.Module | Mapping[str, Tensor],  # theta_pre
+    classes: Sequence[str] = (),  # What the head's outputs are called, in their order
 ) -> int:  # Bytes of the file
-    "Write what fine-tuning changed, with the name and the SHA-256 of what it changed."
-    name, theta_pre = _base(pre)
-    save(path, delta(_theta(model), theta_pre), dict(kind="delta", base=name, base_sha256=digest(theta_pre)))
-    return Path(path).stat().st_size
+    "Write what fine-tuning changed, the names of the classes, and the name and SHA-256 of what was changed."
+    (name, theta_pre), theta = _base(pre), _theta(model)
+    _check_whole(theta, model, pre, classes)
+    tensors = delta(theta, theta_pre)
+    about = dict(kind="delta", base=name, base_sha256=digest(theta_pre), classes=json.dumps([*classes]))
+    if isinstance(model, nn.Module):
+        about["layers"] = json.dumps({n: _kind(model.get_submodule(n)) for n in _owners(tensors)})
+    path = Path(path).expanduser()
+    save(path, tensors, about)
+    return path.stat().st_size
+
+
+def _owners(names):
+    "The layers that tensors belong to, each once."
+    return dict.fromkeys(n.rpartition(".")[0] for n in names)
+
+
+def _kind(m):
+    return (type(m).__bases__[1] if isinstance(m, LoRA) else type(m)).__name__
 
 # %% ../nbs/11_peft.ipynb #2b7fec7c
-def load_delta(
-    path: Path | str,
-    pre: Pretrained | nn.Module | Mapping[str, Tensor],  # The same theta_pre
-) -> dict[str, Tensor]:  # theta_fine, exact to the bit, for `load_state_dict`
-    "Read a file of `save_delta` back onto its base; another base, or a damaged file, is refused."
+@dataclass(frozen=True)
+class Changed:
+    "A layer in a delta."
+
+    kind: str = ""  # The name of its type, e.g. "Linear"; empty where the file does not say
+    rank: int = 0  # Of its LoRA; 0: it has none
+    alpha: float = 0.0  # Of its LoRA
+
+
+@dataclass(frozen=True)
+class DeltaAbout:
+    "What a file of `save_delta` says of itself."
+
+    base: str  # The name of theta_pre
+    base_sha256: str
+    classes: tuple[str, ...]  # In the order of the head's outputs; empty where the file does not say
+    layers: dict[str, Changed]  # By name
+
+
+def _changed(name, kind, tensors):
+    A, scale = (tensors.get(f"{name}.{n}".lstrip(".")) for n in ("lora_A", "lora_scale"))
+    return Changed(kind) if A is None or scale is None else Changed(kind, len(A), float(f"{float(scale) * len(A):.6g}"))
+
+
+def _read_delta(path):
+    "The tensors of a delta, and what it says of itself."
+    path = Path(path).expanduser()
     try:
         tensors, meta = load(path)
     except StoreError as e:
         raise StoreError(f"{path} is not what save_delta wrote ({e.__cause__}): get another copy of it") from e
-    if meta.get("kind") != "delta":
-        raise ValueError(f"{path} holds no delta: it was not written by save_delta")
+    if meta.get("kind") != "delta" or not {"base", "base_sha256"} <= meta.keys():
+        raise ValueError(f"{path} holds no delta of a base that it names: it was not written by save_delta")
+    try:
+        kinds, classes = json.loads(meta.get("layers", "{}")), json.loads(meta.get("classes", "[]"))
+        layers = {n: _changed(n, kinds.get(n, ""), tensors) for n in _owners(tensors)}
+        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+            raise TypeError("classes are not a list of names")
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{path} says of its classes or layers what cannot be read ({e}): save the delta again") from e
+    return tensors, DeltaAbout(meta["base"], meta["base_sha256"], tuple(classes), layers)
+
+
+def delta_about(
+    path: Path | str,
+) -> DeltaAbout:
+    "What a delta is of, without its base: the classes that it tells apart, and the layers that it changed."
+    return _read_delta(path)[1]
+
+# %% ../nbs/11_peft.ipynb #2b7fec7d
+def _shapes(tensors):
+    "layer -> the shapes of its tensors, by name."
+    found = {}
+    for n, t in tensors.items():
+        layer, _, own = n.rpartition(".")
+        found.setdefault(layer, {})[own] = list(t.shape)
+    return found
+
+
+def _layer_text(kind, shapes):
+    return (
+        f"{kind or 'a layer'} with " + ", ".join(f"{n} {s}" for n, s in sorted(shapes.items())) if shapes else "missing"
+    )
+
+
+def _misfit(about, theta, model):
+    "A sentence on the first layer of a model that is not the file's, or nothing."
+    saved, here, layers = _shapes(theta), _shapes(model.state_dict()), dict(model.named_modules(remove_duplicate=False))
+    for layer in saved | here:
+        told, there, mine = about.layers.get(layer, Changed()), saved.get(layer, {}), here.get(layer, {})
+        kind = _kind(layers[layer]) if layer in layers else ""
+        if there == mine and told.kind in ("", kind):
+            continue
+        if told.rank and "lora_A" not in mine:
+            return f"{layer} has LoRA of rank {told.rank} in the file and none in the model: call add_lora first"
+        if layer == "head" and there and mine and there["weight"][0] != mine["weight"][0]:
+            n, named = there["weight"][0], f" ({', '.join(about.classes)})" if about.classes else ""
+            return f"the file's head has {n} classes{named} and the model's {mine['weight'][0]}: adapt(pre, {n}) fits"
+        texts = _layer_text(told.kind, there), _layer_text(kind, mine)
+        return f"{layer} is {texts[0]} in the file and {texts[1]} in the model: build the model as it was"
+    return ""
+
+
+def load_delta(
+    path: Path | str,
+    pre: Pretrained | nn.Module | Mapping[str, Tensor],  # The same theta_pre
+    model: nn.Module | None = None,  # Loaded with the result, after a check that every layer is what it was
+    classes: Sequence[str] = (),  # Refused unless these are the file's, in the same order; none: not asked
+) -> dict[str, Tensor]:  # theta_fine, exact to the bit, for `load_state_dict`
+    "Read a file of `save_delta` back onto its base; another base, model or classes, or a damaged file, are refused."
+    tensors, about = _read_delta(path)
     name, theta_pre = _base(pre)
-    if (found := digest(theta_pre)) != meta["base_sha256"]:
+    if (found := digest(theta_pre)) != about.base_sha256:
         raise ValueError(
-            f"{path} is a delta for {meta['base']!r} with SHA-256 {meta['base_sha256'][:12]}..., and the base given is "
+            f"{path} is a delta for {about.base!r} with SHA-256 {about.base_sha256[:12]}..., and the base given is "
             f"{name!r} with {found[:12]}...: load it on the base that it was made from"
         )
-    return apply_delta(theta_pre, tensors)
+    if classes and about.classes and tuple(classes) != about.classes:
+        raise ValueError(
+            f"{path} tells apart {', '.join(about.classes)}, in this order, and the classes here are "
+            f"{', '.join(classes)}: use the file's names, see delta_about"
+        )
+    theta = apply_delta(theta_pre, tensors)
+    if model is not None:
+        if what := _misfit(about, theta, model):
+            raise ValueError(f"{path} does not fit the model: {what}")
+        model.load_state_dict(theta)
+    return theta
 
 # %% ../nbs/11_peft.ipynb #0eabed81
 def interpolate(

@@ -34,6 +34,7 @@ from sft_nb.data import (
     load_split,
     pocket,
     pocket_source,
+    read_picture,
     shuffled,
     to_float,
 )
@@ -563,11 +564,11 @@ def test_png_files_come_back_exactly(tmp_path):
     sizes=st.lists(st.integers(3, 40), min_size=2, max_size=4), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3)
 )
 def test_every_class_stands_in_each_part(sizes, valid, test):
-    from sft_nb.data import _stratified
+    from sft_nb.data import _split
 
     y = torch.tensor([c for c, n in enumerate(sizes) for _ in range(n)])
     ds, names = Images(numbered(len(y)).x, y), [str(c) for c in range(len(sizes))]
-    s, other = _stratified(ds, names, valid, test, 0), _stratified(ds, names, 0.01, test, 0)
+    s, other = (_split(ds, ["train"] * len(y), ["train"], names, dict(valid=v, test=test), 0) for v in (valid, 0.01))
     counts = [torch.bincount(p.y, minlength=len(sizes)) for p in (s.train, s.valid, s.test)]
     assert sum(counts).tolist() == sizes and all(c.min() >= 1 for c in counts)
     assert all(abs(t - test * n) <= 1 for t, n in zip(counts[2].tolist(), sizes, strict=True))
@@ -608,11 +609,8 @@ def gradient(w, h):
 
 @pytest.mark.parametrize(("w", "h"), [(60, 40), (40, 60), (20, 30), (64, 64), (301, 77)])
 def test_scaled_and_cropped_as_torchvision_does(tmp_path, w, h):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(3):
-            gradient(w, h).save(tmp_path / name / f"{i}.png")
-    ours = image_folder(tmp_path, size=32).train.x[0].float()
+    gradient(w, h).save(tmp_path / "x.png")
+    ours = read_picture(tmp_path / "x.png", 32).float()
     tf = torchvision.transforms
     theirs = tf.Compose([tf.Resize(32), tf.CenterCrop(32), tf.PILToTensor()])(gradient(w, h)).float()
     assert ours.shape == (3, 32, 32) and (ours - theirs).abs().max() <= 6 and (ours - theirs).abs().mean() <= 2
@@ -636,22 +634,15 @@ def test_exif_orientation_is_respected(tmp_path, orientation):
     stored = Image.fromarray(np.ascontiguousarray(turns[inverse - 1](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    album(tmp_path, dict(a=3, b=3))
-    for i in range(3):
-        stored.save(tmp_path / "a" / f"{i:03d}.png", exif=exif)
-    s = image_folder(tmp_path, size=8)
-    assert np.array_equal(s.train.x[s.train.y == 0][0].permute(1, 2, 0).numpy(), upright)
+    stored.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_picture(tmp_path / "x.png", 8).permute(1, 2, 0).numpy(), upright)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])  # opaque, all of them
 def test_other_modes_become_rgb(tmp_path, mode):
-    album(tmp_path, dict(a=3, b=3))
-    odd = picture(5, mode=mode)
-    for i in range(3):
-        odd.save(tmp_path / "a" / f"{i:03d}.png")
-    s = image_folder(tmp_path, size=8)
-    expected = np.asarray(Image.open(tmp_path / "a" / "000.png").convert("RGB"))
-    assert np.array_equal(s.train.x[s.train.y == 0][0].permute(1, 2, 0).numpy(), expected)
+    picture(5, mode=mode).save(tmp_path / "x.png")
+    expected = np.asarray(Image.open(tmp_path / "x.png").convert("RGB"))
+    assert np.array_equal(read_picture(tmp_path / "x.png", 8).permute(1, 2, 0).numpy(), expected)
 
 
 def test_jpeg_and_cmyk_are_read(tmp_path):
@@ -680,7 +671,7 @@ def test_an_unreadable_picture_is_named_and_skipped_only_if_asked(tmp_path, kind
     with pytest.raises(ValueError, match=r"zz.png cannot be read as a picture .*skip_unreadable=True") as e:
         image_folder(tmp_path, size=8)
     assert str(path) in str(e.value)
-    with pytest.warns(UserWarning, match=r"1 unreadable pictures were left out: .*zz.png") as told:
+    with pytest.warns(UserWarning, match=r"1 unreadable picture was left out \(.*\): a/zz.png") as told:
         s = image_folder(tmp_path, size=8, skip_unreadable=True)
     assert len(s.train) + len(s.valid) + len(s.test) == 8
     assert told[0].filename == __file__  # the warning points at the caller

@@ -1,7 +1,10 @@
 "Few parameters: LoRA against its closed forms, selections against the published counts, deltas to the bit."
 
 import copy
+import pickle
 import re
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -33,6 +36,7 @@ from sft_nb.peft import (
     bitfit,
     bn_only,
     delta,
+    delta_about,
     interpolate,
     load_delta,
     lora_size,
@@ -283,7 +287,11 @@ GROUPED = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
         (pocket_model, (4, float("nan")), "alpha must be a positive number"),
         (lambda: add_lora(pocket_model(), 4, 8), (4, 8, LORA), "has LoRA already|with LoRA already"),
         (lambda: copy.deepcopy(GROUPED), (1, 1, "0"), "grouped convolution"),
-        (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), (1, 1), "no linear layer and no plain convolution"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)),
+            (1, 1),
+            "no linear layer, attention or plain convolution",
+        ),
         (lambda: nn.Sequential(nn.ReLU()), (1, 1), "no linear layer"),
         (Tied, (1, 1, "a"), "weight is not its own"),
     ],
@@ -324,7 +332,7 @@ COUNTS = {
     "resnet50": (23_528_522, 20_490, 53_120, 26_560, 317_772, 317_772),
     "mobilenet_v3_small": (1_528_106, 10_250, 12_112, 9_968, 56_108, 66_840),
     "efficientnet_b0": (4_020_358, 12_810, 42_016, 30_348, 166_092, 203_084),
-    "vit_b_16": (85_806_346, 7_690, 0, 102_912, 448_512, 448_512),
+    "vit_b_16": (85_806_346, 7_690, 0, 102_912, 595_968, 595_968),
     "convnext_tiny": (27_827_818, 7_690, 0, 49_344, 281_664, 311_688),
 }
 
@@ -337,6 +345,8 @@ def test_what_is_trained_on_torchvisions_networks(name):
     assert count(bitfit(model)) == biases + head
     if norm:
         assert count(bn_only(model)) == norm + head
+    if name == "vit_b_16":  # q, k and v in one matrix of 3 * 768 rows, in each of 12 layers
+        assert lora - 448_512 == 12 * 4 * (768 + 3 * 768)
     grouped = [m for m in model.modules() if getattr(m, "groups", 1) > 1]
     assert lora + sum(4 * (m.weight[0].numel() + len(m.weight)) for m in grouped) == with_groups
     assert lora_size(model, 4) == lora
@@ -509,6 +519,169 @@ def test_other_files_and_other_names_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="could not be written"):
         save_delta(tmp_path / "file" / "c", pocket_model(), PRE)
+
+
+CLASSES = [f"class {i}" for i in range(10)]
+
+
+def test_class_names_and_the_kind_of_every_layer_travel(tmp_path):
+    path = tmp_path / "a"
+    model = shake(add_lora(pocket_model(), 4, 6, LORA)).eval()
+    save_delta(path, model, PRE, CLASSES)
+    about = delta_about(path)
+    assert (about.base, about.classes) == ("pocket", tuple(CLASSES))
+    assert {n: (k.kind, k.rank, k.alpha) for n, k in about.layers.items()} == {
+        LORA: ("Conv2d", 4, 6.0),
+        "head": ("Linear", 0, 0.0),
+    }
+    again = add_lora(pocket_model(), about.layers[LORA].rank, about.layers[LORA].alpha, LORA)
+    assert same(load_delta(path, PRE, again, CLASSES), snapshot(model)) and same(snapshot(again), snapshot(model))
+
+
+def test_names_that_are_not_the_files_are_refused(tmp_path):
+    path = tmp_path / "a"
+    save_delta(path, pocket_model(), PRE, CLASSES)
+    for other in (CLASSES[::-1], CLASSES[:3], ["x", *CLASSES[1:]]):
+        with pytest.raises(ValueError, match="tells apart class 0, class 1.*use the file's names"):
+            load_delta(path, PRE, classes=other)
+    for wrong, sentence in (
+        (CLASSES[:9], "10 classes, and 9 names"),
+        (["a"] * 10, "each once"),
+        ([*range(10)], "text"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            save_delta(tmp_path / "b", pocket_model(), PRE, wrong)
+    assert not (tmp_path / "b").exists()
+
+
+class Wide(nn.Linear):
+    "A layer of another type with the same tensors."
+
+
+def misfits():
+    lora = lambda rank: add_lora(pocket_model(), rank, 8, LORA)
+    wide = pocket_model()
+    wide.head = Wide(128, 10)
+    yield (
+        pocket_model,
+        lambda: adapt(PRE, 3),
+        "head has 10 classes .class 0, class 1.* and the model's 3: adapt.pre, 10. fits",
+    )
+    yield (
+        lambda: lora(4),
+        pocket_model,
+        f"{LORA} has LoRA of rank 4 in the file and none in the model: call add_lora first",
+    )
+    yield lambda: lora(4), lambda: lora(2), r"Conv2d with .*lora_A \[4, .* in the file and Conv2d with .*lora_A \[2"
+    yield pocket_model, lambda: lora(2), r"lora_A \[2, .* in the model"
+    yield pocket_model, lambda: wide, "head is Linear with bias .* and Wide with bias"
+    yield pocket_model, lambda: copy.deepcopy(PRE.backbone), "in the model"
+
+
+@pytest.mark.parametrize("make,other,sentence", list(misfits()))
+def test_a_model_that_does_not_fit_is_told_so_in_one_sentence_and_left_alone(tmp_path, make, other, sentence):
+    save_delta(tmp_path / "a", make(), PRE, CLASSES)
+    model = other()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=sentence) as e:
+        load_delta(tmp_path / "a", PRE, model)
+    assert "\n" not in str(e.value) and same(before, snapshot(model))
+
+
+def test_old_files_without_names_load_and_a_file_without_its_base_does_not(tmp_path):
+    theta, pre = pocket_model().state_dict(), {f"backbone.{n}": t for n, t in PRE.backbone.state_dict().items()}
+    old = dict(kind="delta", base="pocket", base_sha256=store.digest(pre))
+    store.save(tmp_path / "a", delta(theta, pre), old)
+    about, model = delta_about(tmp_path / "a"), pocket_model()
+    assert about.classes == () and list(about.layers) == ["head"] and about.layers["head"].kind == ""
+    assert same(load_delta(tmp_path / "a", PRE, model, CLASSES), theta) and same(snapshot(model), theta)
+    for lost in ("base_sha256", "base"):
+        store.save(tmp_path / "b", delta(theta, pre), {k: v for k, v in old.items() if k != lost})
+        for read in (delta_about, lambda p: load_delta(p, PRE)):
+            with pytest.raises(ValueError, match="holds no delta of a base"):
+                read(tmp_path / "b")
+    for what in (dict(classes="["), dict(layers="3"), dict(classes="3"), dict(classes="[[]]"), dict(classes='"ab"')):
+        store.save(tmp_path / "c", delta(theta, pre), old | what)
+        with pytest.raises(ValueError, match="cannot be read"):
+            delta_about(tmp_path / "c")
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_delta("~/a", pocket_model(), PRE, CLASSES)
+    assert (tmp_path / "a").exists() and delta_about("~/a").classes == tuple(CLASSES) and load_delta("~/a", PRE)
+
+
+class Counting(nn.Module):
+    "A layer with a buffer that state_dict leaves out."
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+
+def test_a_buffer_that_no_file_holds_is_named_if_it_moved(tmp_path):
+    base = Counting()
+    fine = copy.deepcopy(base)
+    assert same(load_delta(save_delta(tmp_path / "a", fine, base) and tmp_path / "a", base), snapshot(fine))
+    fine.seen += 1
+    with pytest.raises(ValueError, match="seen moved, and no file holds it"):
+        save_delta(tmp_path / "b", fine, base)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_model_with_lora_can_be_pickled(protocol):
+    model = shake(add_lora(pocket_model(), 2, 4)).eval()
+    again = pickle.loads(pickle.dumps(model, protocol))
+    x = torch.randn(2, 3, 32, 32)
+    assert same(snapshot(model), snapshot(again)) and torch.equal(again(x), model(x))
+    assert repr(merge_lora(again)) == repr(merge_lora(copy.deepcopy(model))) == repr(pocket_model().eval())
+
+
+def encoder():
+    return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).eval()
+
+
+def test_attention_with_lora_is_saved_whole_copied_and_read_by_another_process(tmp_path):
+    model, x = shake(add_lora(encoder(), 2, 4)), torch.randn(2, 3, 8)
+    torch.save(model, tmp_path / "whole")
+    program = (
+        "import sys, torch, sft_nb; m = torch.load(sys.argv[1], weights_only=False); "
+        "x = torch.load(sys.argv[2]); torch.save(m(x).detach(), sys.argv[3])"
+    )
+    torch.save(x, tmp_path / "x")
+    subprocess.run([sys.executable, "-c", program, *(tmp_path / n for n in ("whole", "x", "out"))], check=True)
+    assert torch.allclose(torch.load(tmp_path / "out"), model(x), atol=1e-6)
+    two = copy.deepcopy(model)
+    assert type(two[0].self_attn) is type(model[0].self_attn) and torch.equal(two(x), model(x))
+
+
+def test_lora_reaches_q_k_and_v():
+    "Against an attention whose joint matrix is W + (alpha / rank) B A, written out; training, eval and the fast path."
+    torch.manual_seed(0)
+    model, x = encoder(), torch.randn(2, 3, 8)
+    plain, names = copy.deepcopy(model), list(model.state_dict())
+    assert lora_size(model, 2, "0.self_attn") == 2 * (8 + 24)
+    before = model(x)
+    add_lora(model, 2, 6, "0.self_attn").eval()
+    assert set(names) <= set(model.state_dict()) and torch.equal(model(x), before)
+    shake(model, 1.0)
+    m = model[0].self_attn
+    with torch.no_grad():
+        plain[0].self_attn.in_proj_weight += 3.0 * m.lora_B @ m.lora_A
+        assert torch.allclose(model(x), plain(x), atol=1e-5)  # both on the fast path of inference
+    assert torch.allclose(model(x), plain(x), atol=1e-5)
+    model(x).square().sum().backward()
+    assert (m.lora_A.grad != 0).any() and (m.lora_B.grad != 0).any()
+    merge_lora(model)
+    assert type(model[0].self_attn) is nn.MultiheadAttention and list(model.state_dict()) == names
+    assert all(far < 1e-5 for far in moved(snapshot(model), snapshot(plain)).values())
+    three = nn.Sequential(nn.MultiheadAttention(8, 2, kdim=4, vdim=4))
+    with pytest.raises(ValueError, match="q, k and v in three matrices: name its out_proj"):
+        add_lora(three, 2, 4, "0")
+    assert list(trainable(add_lora(three, 2, 4))) == ["0.out_proj.lora_A", "0.out_proj.lora_B"]
 
 
 # --- WiSE-FT ---
