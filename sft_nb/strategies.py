@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import sha256
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from statistics import fmean
 from threading import Event
@@ -93,23 +93,42 @@ def _check_kinds(phase):
         raise ValueError("start='solve' needs l2 > 0: without it the head's optimum may not exist")
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e20
+_LARGE, _SMALL = 0.5, 0.03  # of the backbone: what holds more is opened; a last block of less joins the one before
+_STAGE = re.compile(r"layer\d+")  # what a ResNet calls its stages, which the papers count as its blocks
+
+
+def _numbers(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def _parts(module, most, path=""):
+    "What blocks are made of, from the input up: a name, a pattern, how many numbers, and whether a block begins here."
+    for n, p in module.named_parameters(recurse=False):
+        yield path + n, path + n, p.numel(), False  # a class token, a table of positions: no block of its own
+    for n, m in module.named_children():
+        if sum(map(_numbers, m.children())) > most and not _STAGE.fullmatch(n):
+            yield from _parts(m, most, f"{path}{n}.")
+        elif size := _numbers(m):
+            yield path + n, f"{path}{n}.*", size, any(p.ndim > 1 for p in m.parameters())
+
+
 def blocks(
     model: TransferModel,
-) -> dict[str, tuple[str, ...]]:  # name -> patterns of its parameters, from the input up; the last is "head"
-    "The backbone's children that hold parameters; BatchNorm and the like belong to the block before them."
-    inside = lambda m: [(n, c) for n, c in m.named_children() if any(True for _ in c.parameters())]
-    own = lambda m: [n for n, _ in m.named_parameters(recurse=False)]
-    body, path = model.backbone, "backbone."
-    while len(kids := inside(body)) == 1 and inside(kids[0][1]) and not own(body):
-        body, path = kids[0][1], f"{path}{kids[0][0]}."  # a mere wrapper: look into it
-    found = {} if kids else {"backbone": ()}
-    for n, m in kids:
-        matrix = any(p.ndim > 1 for p in m.parameters())
-        where = n if matrix or not found else list(found)[-1]
-        found[where] = (*found.get(where, ()), f"{path}{n}.*")
-    first = next(iter(found))
-    found[first] = tuple(path + n for n in own(body)) + found[first]
-    return {n: patterns for n, patterns in found.items() if patterns} | {"head": ("head.*",)}
+) -> dict[str, tuple[str, ...]]:  # name in the backbone -> patterns of its parameters, from the input up; then "head"
+    """What strategies count from the head down: the backbone's modules, in the order in which they were registered.
+
+    A module is opened while its children hold more than half of the backbone; a ResNet's layer1, layer2, ... stay whole.
+    What holds no matrix, such as BatchNorm, belongs to the block before it, and so does a last block of less than 3 %."""
+    total = _numbers(model.backbone)
+    parts = list(_parts(model.backbone, _LARGE * total))
+    begins = [i for i, (*_, here) in enumerate(parts) if here]
+    cuts = [0, *begins[1:], len(parts)]  # what comes before the first block is a part of it
+    groups = [parts[a:b] for a, b in pairwise(cuts) if parts]
+    while len(groups) > 1 and sum(size for _, _, size, _ in groups[-1]) < _SMALL * total:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    names = [parts[i][0] for i in begins] or ["backbone"]
+    found = {n: tuple(f"backbone.{part[1]}" for part in group) for n, group in zip(names, groups, strict=False)}
+    return found | {"head": ("head.*",)}
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e21
 def _select(model, patterns):
@@ -335,15 +354,15 @@ def surgical(
 
 def gradual_unfreezing(
     model: TransferModel,  # Its blocks make the stages
-    epochs: int = 20,  # In all: one for each stage, what is left for the last, in which everything learns
+    epochs: int = 20,  # In all: one for each stage, what is left for the last, in which everything learns; 2 at least
     lr: float = 3e-3,  # The head's
 ) -> tuple[Phase, ...]:
     "One block more in each stage, from the head down, with discriminative rates (Howard and Ruder 2018)."
     tops = list(accumulate(reversed(blocks(model).values()), lambda below, block: below + block))
-    if epochs < len(tops):
-        raise ValueError(
-            f"{type(model.backbone).__name__} has {len(tops)} blocks with its head, so it needs as many epochs; got {epochs}"
-        )
+    if epochs < min(2, len(tops)):
+        raise ValueError(f"gradual unfreezing needs an epoch for its first stage and one for its last; got {epochs}")
+    if len(tops) > epochs:  # the lowest blocks come all at once
+        tops = [*tops[: epochs - 1], tops[-1]]
     long = [1] * (len(tops) - 1) + [epochs - len(tops) + 1]
     stage = lambda i: Phase(tops[i], long[i], lr, decay=2.6, schedule="slanted", name=f"top {i + 1}")
     return tuple(map(stage, range(len(tops))))

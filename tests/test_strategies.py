@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import FrozenInstanceError, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -32,6 +33,7 @@ from sft_nb.strategies import (
     LP_FT,
     STRATEGIES,
     Phase,
+    _select,
     auto_rgn,
     blocks,
     gradual_unfreezing,
@@ -444,21 +446,87 @@ def test_each_stage_leaves_the_blocks_below_it_alone():
 
 
 NETS = dict(
-    resnet18="fc", mobilenet_v3_small="classifier.3", vit_b_16="heads.head", convnext_tiny="classifier.2",
-    efficientnet_b0="classifier.1", densenet121="classifier", vgg11="classifier.6",
+    resnet18="fc", vit_b_16="heads.head", swin_t="head", swin_v2_t="head", convnext_tiny="classifier.2",
+    densenet121="classifier", efficientnet_b0="classifier.1", efficientnet_v2_s="classifier.1", regnet_y_400mf="fc",
+    maxvit_t="classifier.5", mobilenet_v2="classifier.1", mobilenet_v3_large="classifier.3", mnasnet1_0="classifier.1",
+    shufflenet_v2_x1_0="fc", vgg11="classifier.6", alexnet="classifier.6", googlenet="fc",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_blocks_are_a_partition_from_the_input_to_the_head(net):
-    with torch.device("meta"):
-        model = TransferModel(*take_apart(torchvision.models.get_model(net), NETS[net]))
+class TextEncoder(nn.Module):
+    "Token ids in, one vector out, as a small BERT is made."
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.place = nn.Embedding(50, 32), nn.Parameter(torch.zeros(1, 16, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 4, nn.LayerNorm(32), enable_nested_tensor=False)
+        self.pooler = nn.Linear(32, 32, bias=False)
+
+    def forward(self, ids):
+        return self.pooler(self.encoder(self.tokens(ids) + self.place[:, : ids.shape[1]])[:, 0])
+
+
+def of_family(name):
+    "A network without its numbers, and a batch of its input."
+    if name == "text":
+        return TransferModel(TextEncoder(), nn.Linear(32, 3)), torch.randint(0, 50, (1, 7))
+    with (
+        warnings.catch_warnings(),
+        torch.device("cpu" if name in ("maxvit_t", "googlenet", "regnet_y_400mf") else "meta"),
+    ):
+        warnings.simplefilter("ignore")  # googlenet's, on its slow drawing
+        options = dict(aux_logits=False, init_weights=False) if name == "googlenet" else {}
+        net = torchvision.models.get_model(name, weights=None, **options).eval()
+        return TransferModel(*take_apart(net, NETS[name])).to("meta"), torch.zeros(1, 3, 224, 224, device="meta")
+
+
+@pytest.mark.parametrize("net", [*NETS, "text"])
+def test_blocks_are_a_partition_in_the_order_of_the_forward_pass(net):
+    "Sizes by hand from the parameters; the order from hooks, where each block is first used."
+    model, x = of_family(net)
     names = [n for n, _ in model.named_parameters()]
-    found = [[n for n in names if any(fnmatchcase(n, p) for p in ps)] for ps in blocks(model).values()]
-    assert sorted(n for group in found for n in group) == sorted(names) and all(found) and len(found) >= 2
-    assert found[-1] == ["head.weight", "head.bias"] and names[0] in found[0]
+    found = {b: [n for n in names if any(fnmatchcase(n, p) for p in ps)] for b, ps in blocks(model).items()}
+    assert sorted(n for group in found.values() for n in group) == sorted(names) and all(found.values())
+    assert list(found)[-1] == "head" and all(n.startswith("head.") for n in found["head"])
+    size = {b: sum(model.get_parameter(n).numel() for n in group) for b, group in found.items() if b != "head"}
+    last = [*size.values()][-1] / sum(size.values())
     if net == "resnet18":
-        assert list(blocks(model)) == ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
+        assert list(found) == ["conv1", "layer1", "layer2", "layer3", "layer4", "head"] and 0.7 < last < 0.8
+    else:
+        assert 0.03 < last < 0.5
+    assert len(gradual_unfreezing(model)) == min(20, len(found)) > 3
+    order = []
+    owner = {n: b for b, group in found.items() for n in group}
+    for n, m in model.named_modules():
+        if own := [f"{n}.{p}".lstrip(".") for p, _ in m.named_parameters(recurse=False)]:
+            m.register_forward_pre_hook(lambda m, args, b=owner[own[-1]]: order.append(b))
+    model(x)
+    reached = list(dict.fromkeys(order))
+    assert reached == [b for b in found if b in reached] and len(reached) >= len(found) - 1
+
+
+def test_what_holds_no_matrix_or_little_at_the_end_joins_the_block_before():
+    maxvit, text = (blocks(of_family(n)[0]) for n in ("maxvit_t", "text"))
+    assert maxvit["blocks.3.layers.1"] == ("backbone.blocks.3.layers.1.*", "backbone.classifier.*")
+    assert text["tokens"] == ("backbone.place", "backbone.tokens.*")
+    assert text["encoder.layers.3"] == ("backbone.encoder.layers.3.*", "backbone.encoder.norm.*", "backbone.pooler.*")
+    vit = blocks(of_family("vit_b_16")[0])
+    assert vit["conv_proj"] == ("backbone.class_token", "backbone.conv_proj.*", "backbone.encoder.pos_embedding")
+    assert vit["encoder.layers.encoder_layer_11"][-1] == "backbone.encoder.ln.*" and len(vit) == 14
+
+
+def test_the_last_block_is_what_last_block_trains():
+    model, _ = of_family("vit_b_16")
+    learn = trainable(_select(model, ("last", "head.*")))
+    assert {n.split("encoder_layer_")[-1].split(".")[0] for n in learn if "layers" in n} == {"11"}
+    assert 7e6 < sum(p.numel() for p in learn.values()) < 8e6
+
+
+def test_of_more_blocks_than_epochs_the_lowest_come_at_once():
+    phases = gradual_unfreezing(fresh(), epochs=3)
+    assert [p.epochs for p in phases] == [1, 1, 1] and phases[1].train == ("head.*", "backbone.layer4.*")
+    assert {*phases[2].train} == {p for ps in blocks(fresh()).values() for p in ps}
 
 
 def test_a_network_of_single_layers_has_a_block_for_each():
@@ -651,7 +719,7 @@ CALLS = [
     (lambda: drain(fresh(), few(), "full"), "a tuple of phases"),
     (lambda: drain(fresh(), few(), ()), "a tuple of phases"),
     (lambda: drain(fresh(), few(), surgical("layer9")), "unknown parameter pattern 'backbone.layer9.*'"),
-    (lambda: gradual_unfreezing(fresh(), epochs=5), "needs as many epochs"),
+    (lambda: gradual_unfreezing(fresh(), epochs=1), "an epoch for its first stage and one for its last; got 1"),
     (lambda: scaled(gradual_unfreezing(fresh()), epochs=5), "need an epoch each"),
     (lambda: slanted(0, 0), "total >= 1"),
     (lambda: auto_rgn(fresh(), []), "found no gradient"),
