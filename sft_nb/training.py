@@ -9,16 +9,19 @@ __all__ = ['Step', 'random_state', 'set_random_state', 'steps', 'fit', 'stoppabl
 import copy
 import math
 import random
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Loader
 from .models import PocketResNet
@@ -164,34 +167,76 @@ def pretrain(
     yield from steps(model, dl, opt, epochs, schedule=schedule, phase="pretrain")
 
 # %% ../nbs/07_training.ipynb #c057f10b
-_CONVS = (torch.conv1d, torch.conv2d, torch.conv3d)
+def _conv_backward(grad, x, w, bias, stride, padding, dilation, transposed, extra, groups, asked, **_):
+    "As many as forward for each of the two gradients that is asked for, whatever the groups."
+    return 2 * math.prod(w) * x[0] * math.prod((x if transposed else grad)[2:]) * sum(asked[:2])
 
 
-class _Products(TorchFunctionMode):
-    "Adds up what the convolutions and matrix products of a forward pass cost, there and back."
+_aten = torch.ops.aten
+_FORMULAS = {  # of shapes; all others are torch's own
+    _aten.convolution_backward: _conv_backward,
+    _aten.mv: lambda a, b, **_: 2 * math.prod(a),
+    _aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
+    _aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    _aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    _aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
+}
+_PRODUCT = re.compile(r"conv(olution)?(_?[123]d)?|\w*m[mv]|v?dot|linear|trilinear|matmul|rnn|attention|encoder")
 
-    flops = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name == "multi_head_attention_forward":
-            raise ValueError("step_flops does not see the products inside nn.MultiheadAttention: count them by hand")
-        if func in _CONVS or name in ("linear", "matmul", "__matmul__", "bmm"):
-            x, w = args[:2]
-            terms = w[0].numel() if func in _CONVS or name == "linear" else x.shape[-1]  # of each output's sum
-            self.flops += 2 * out.numel() * terms * (1 + x.requires_grad + w.requires_grad)
-        return out
+class _Watch(TorchDispatchMode):
+    "Refuses an operator with products inside of which the counter has no formula."
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operator = getattr(func, "_overloadpacket", func)
+        own = func.namespace in ("aten", "prim", "prims")  # torch's; of somebody else's we know nothing
+        if operator not in self.known and (not own or any(map(_PRODUCT.fullmatch, operator.__name__.split("_")))):
+            raise ValueError(f"step_flops has no formula for the operator {func}: count its products by hand")
+        return func(*args, **(kwargs or {}))
+
+# %% ../nbs/07_training.ipynb #c057f1bb
+def _tensors(out):
+    "The tensors of what a model returns: one, or several in tuples, lists and dictionaries."
+    if isinstance(out, Tensor):
+        return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else ()
+    return [t for part in parts for t in _tensors(part)]
+
+
+def _count(model, x):
+    "The products of one step, forward and backward, by torch's own counter; no kernel may hide one."
+    short_cut = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _Watch(counter.flop_registry), counter:
+            grads = [t.sum() for t in _tensors(model(x)) if t.requires_grad]
+            if grads:
+                torch.autograd.backward(grads)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(short_cut)
+    return counter.get_total_flops()
 
 
 def step_flops(
     model: nn.Module,  # Left as it was
     x: Tensor,  # One batch of its input
 ) -> int:
-    "Floating-point operations of a training step, forward and backward: convolutions and matrix products, nothing else."
-    with torch.enable_grad(), _Products() as products:
-        copy.deepcopy(model)(x)  # a copy, since a forward pass in train mode moves BatchNorm's statistics
-    return products.flops
+    """Floating-point operations of a training step, forward and backward: convolutions and matrix products, nothing else.
+
+    Attention, recurrent layers and transposed convolutions are counted. An operator of which no formula is known is
+    refused with a ValueError that names it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            with torch.device("meta"):  # shapes without numbers: nothing is computed
+                return _count(copy.deepcopy(model).to("meta"), torch.empty_like(x, device="meta"))
+        except Exception:  # its forward pass reads numbers, or we refuse: a real step tells
+            with torch.random.fork_rng(range(torch.cuda.device_count())):  # dropout's
+                return _count(copy.deepcopy(model), x.clone())
 
 # %% ../nbs/07_training.ipynb #c057f10d
 def kept_bytes(
@@ -208,6 +253,7 @@ def kept_bytes(
             kept[store.data_ptr()] = store.nbytes()  # two tensors in one storage count once
         return t
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    aside = torch.random.fork_rng(range(torch.cuda.device_count()))  # dropout's numbers are not taken from the reader's
+    with aside, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = model(x)  # held while we count, so that no storage's address is used twice
     return sum(kept.values()) if out is not None else 0

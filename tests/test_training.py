@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb.core import set_seed
 from sft_nb.data import Images, Loader, jitter, pocket_source, shuffled
@@ -27,7 +30,9 @@ from sft_nb.models import (
     source_network,
 )
 from sft_nb.objective import risk, sq_dist
-from sft_nb.training import Step, fit, pretrain, steps
+from sft_nb.training import Step, fit, kept_bytes, pretrain, step_flops, steps
+
+import torchvision  # isort: skip (after sft_nb)
 
 TRANSFORM = normalise(POCKET_MEAN, POCKET_STD)
 
@@ -379,6 +384,136 @@ def pretrained_on(split, train, seed=0, epochs=2):
     dl = Loader(train, 128, TRANSFORM, shuffle=True, augment=jitter(2), seed=seed)
     losses = [s.loss for s in pretrain(net, dl, epochs)]
     return accuracy(*predict(net, Loader(split.test, 500, TRANSFORM))), losses
+
+
+# --- what a step costs: products counted by hand ---
+
+
+class Op(nn.Module):
+    "One operator on a batch [2, 5, 8] and a weight [8, 8] that learns."
+
+    def __init__(self, f):
+        super().__init__()
+        self.w, self.f = nn.Parameter(torch.randn(8, 8)), f
+
+    def forward(self, x):
+        return self.f(x, self.w)
+
+
+P = 2 * 10 * 8 * 8  # ten rows times the weight
+ATTENTION = 2 * 2 * (2 * 5 * 5 * 8)  # queries by keys, then weights by values, for two sequences of five
+PRODUCTS = {
+    "matmul": (lambda x, w: x @ w, 2 * P),
+    "einsum": (lambda x, w: torch.einsum("bij,jk->bik", x, w), 2 * P),
+    "mm": (lambda x, w: torch.mm(x[0], w), P),
+    "addmm": (lambda x, w: torch.addmm(x[0], x[0], w), P),
+    "baddbmm": (lambda x, w: torch.baddbmm(x, x, w.expand(2, 8, 8)), 2 * P),
+    "keywords": (lambda x, w: F.linear(weight=w, input=x), 2 * P),
+    "mv": (lambda x, w: w @ x[0, 0], 2 * 64),  # the weight's gradient is an outer product: it has no sum
+    "dot": (lambda x, w: w[0] @ x[0, 0], 2 * 8),
+    "transposed": (lambda x, w: F.conv_transpose1d(x.mT, w[:, :, None].repeat(1, 1, 3)), 3 * 2 * P),
+    "attention": (
+        lambda x, w: F.scaled_dot_product_attention(x @ w, x, x),
+        2 * P + 2 * ATTENTION,
+    ),  # keys and values learn nothing
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_flops_of_an_operator_are_those_by_hand(name):
+    f, wanted = PRODUCTS[name]
+    assert step_flops(Op(f), torch.randn(2, 5, 8)) == wanted
+
+
+def by_hand(learns):
+    "TransformerEncoderLayer(8, 2, 16) on three sequences of two: q, k, v; scores; mix; out; two layers."
+    joint, score, out, wide = 2 * 6 * 8 * 24, 2 * 3 * 2 * 2 * 8, 2 * 6 * 8 * 8, 2 * 2 * 6 * 8 * 16
+    forward = joint + 2 * score + out + wide
+    return forward + learns * (joint + 2 * 2 * score + 2 * out + 2 * wide)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_is_counted_with_and_without_its_short_cut(batch_first, learns, training):
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).requires_grad_(learns).train(training)
+    x = torch.randn((3, 2, 8) if batch_first else (2, 3, 8))
+    random = torch.get_rng_state()
+    assert step_flops(net, x) == by_hand(learns)
+    assert torch.equal(random, torch.get_rng_state()) and torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind,gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("learns", [True, False])
+def test_recurrent_layers_are_counted(kind, gates, learns):
+    "Two steps of five sequences; the first hidden state needs no gradient."
+    one = 2 * 5 * 8 * 8 * gates  # one product of one step
+    wanted = 4 * one + learns * (4 * one + one)
+    assert step_flops(kind(8, 8).requires_grad_(learns), torch.randn(2, 5, 8)) == wanted
+
+
+def test_a_small_vit_is_counted_as_torch_counts_the_plain_products():
+    torch.manual_seed(0)
+    vit = torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
+    x = torch.randn(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        vit(x).sum().backward()
+    assert step_flops(vit, x) == step_flops(vit.eval(), x) == counter.get_total_flops()
+    still = step_flops(vit.requires_grad_(False), x)
+    tokens = 2 * 17
+    layer = 2 * tokens * 32 * (96 + 32 + 2 * 64) + 2 * 2 * 2 * 17 * 17 * 32
+    assert still == 2 * 2 * 16 * 32 * 192 + 2 * layer + 2 * 2 * 32 * 10
+    with torch.inference_mode():  # a training step is meant, wherever one asks
+        assert step_flops(vit.requires_grad_(True), x) == counter.get_total_flops()
+
+
+class Reads(nn.Module):
+    "Its way depends on the numbers, which the device meta does not have."
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.drop, self.table = nn.Linear(8, 8), nn.Dropout(0.5), torch.ones(8)
+
+    def forward(self, x):
+        y = self.drop(self.lin(x + self.table))
+        return dict(logits=self.lin(y) if float(x.sum()) > 0 else y)
+
+
+def test_a_model_that_reads_numbers_is_counted_on_a_real_step():
+    net, x = Reads(), torch.ones(3, 8)
+    one, random = 2 * 3 * 8 * 8, torch.get_rng_state()
+    assert step_flops(net, x) == 2 * one + 3 * one and step_flops(net, -x) == 2 * one
+    assert torch.equal(random, torch.get_rng_state()) and net.lin.weight.grad is None
+
+
+STRANGE = {
+    "aten._trilinear": lambda x, w: F.bilinear(x, x, w[:, :, None].expand(8, 8, 8)),
+    "aten.conv_tbc": lambda x, w: torch.conv_tbc(x, w[None], torch.zeros(8)),
+    "aten._sparse_addmm": lambda x, w: torch.sparse.mm(torch.eye(8).to_sparse(), w),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_products_without_a_formula_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"no formula for the operator {name}"):
+        step_flops(Op(STRANGE[name]), torch.randn(2, 5, 8))
+
+
+def test_another_librarys_operator_is_refused():
+    with torch.library._scoped_library("sft_nb_test", "FRAGMENT") as lib:
+        lib.define("fancy(Tensor x, Tensor w) -> Tensor")
+        lib.impl("fancy", lambda x, w: x @ w, "CPU")
+        net = Op(lambda x, w: torch.ops.sft_nb_test.fancy(x, w.detach()))
+        with pytest.raises(ValueError, match="no formula for the operator sft_nb_test.fancy"):
+            step_flops(net, torch.randn(2, 5, 8))
+
+
+def test_what_attention_keeps_is_counted():
+    "A frozen layer keeps nothing; of a linear one that learns its input is kept, and of dropout no random number drawn."
+    encoder, x = nn.TransformerEncoderLayer(8, 2, 16), torch.randn(2, 3, 8)
+    random = torch.get_rng_state()
+    assert kept_bytes(copy.deepcopy(encoder).requires_grad_(False), x) == 0 < kept_bytes(encoder, x)
+    assert torch.equal(random, torch.get_rng_state())
 
 
 @pytest.fixture(scope="module")
