@@ -11,6 +11,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -201,6 +202,12 @@ def source_network(
     return net, transform
 
 
+def _side(transform, side):
+    "Pixels of a side after the transform; None where it cannot take pictures of this size."
+    with torch.random.fork_rng(devices=[]), suppress(Exception):  # a transform fails in its own way
+        return transform(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[-1]
+
+
 @dataclass(frozen=True)
 class Pretrained:
     "A pre-trained network taken apart. Never changed: `adapt` copies."
@@ -210,6 +217,14 @@ class Pretrained:
     transform: Callable[[Tensor], Tensor]  # uint8 [N, 3, H, W] -> the backbone's input
     num_features: int
     name: str
+
+    @property
+    def size(self) -> int:  # Pixels
+        "The side of a picture that the network expects: what its transform makes of any; else 32 (pocket) or 224."
+        sides = {_side(self.transform, s) for s in (40, 48)}
+        if len(sides) == 1 and None not in sides:  # whatever came in
+            return sides.pop()
+        return 32 if isinstance(self.backbone, PocketResNet) else 224
 
 
 def load_pretrained(
