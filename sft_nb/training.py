@@ -13,7 +13,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +39,64 @@ class Step:
     lr: float  # Of the first parameter group
     n: int  # Examples in the batch
 
+# %% ../nbs/07_training.ipynb #6fe48794
+def _logits(out):
+    "The logits in what a model returned: alone, as `.logits` or under that name, or first in a tuple."
+    out = out.get("logits", out) if isinstance(out, Mapping) else getattr(out, "logits", out)
+    return out[0] if isinstance(out, (tuple, list)) and out else out
+
+
+def _there(model, xb):
+    "A batch where the model's parameters are and, unless it holds whole numbers, of their type."
+    p = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return xb if p is None else xb.to(p.device, p.dtype if xb.is_floating_point() else None)
+
+
+@contextmanager
+def _one_row(model):
+    "While this lasts, BatchNorm that gets one value per channel takes its running statistics instead of the batch's."
+    kind, rested = nn.modules.batchnorm._BatchNorm, []
+
+    def rest(m, args):
+        if m.training and m.track_running_stats and args[0].numel() == m.num_features:
+            m.training = False
+            rested.append(m)
+
+    norms = [m for m in model.modules() if isinstance(m, kind) and type(m).forward is kind.forward]
+    hooks = [m.register_forward_pre_hook(rest) for m in norms]
+    try:
+        yield
+    finally:
+        for h in hooks:
+            h.remove()
+        for m in rested:
+            m.training = True
+
 # %% ../nbs/07_training.ipynb #3b09b96b
 def _batch_loss(model, xb, yb, loss, where):
     "The loss of one batch, or one sentence on what does not fit."
     if len(xb) != len(yb):
         raise ValueError(f"{where}: the batch has {len(xb)} examples and {len(yb)} labels; it needs as many of each")
     try:
-        logits = model(xb)
+        with _one_row(model) if len(xb) == 1 else nullcontext():
+            logits = _logits(model(_there(model, xb)))
     except torch.OutOfMemoryError:
         raise  # says what it is, and a smaller batch may cure it
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, ValueError) and not str(e).startswith("Expected more than 1 "):
+            raise  # the model's own sentence
+        cure = (
+            "check the loader's transform and device"
+            if len(xb) > 1
+            else "choose a batch_size that leaves no single row"
+        )
         raise ValueError(
             f"{where}: the model cannot take a batch of shape {list(xb.shape)}, {xb.dtype}, on {xb.device}; "
-            f"check the loader's transform and device ({str(e).splitlines()[0]})"
+            f"{cure} ({str(e).splitlines()[0]})"
         ) from e
-    value = loss(logits, yb)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{where}: the model returned a {type(logits).__name__}; the loss needs logits, or .logits")
+    value = loss(logits.float() if logits.dtype.itemsize < 4 else logits, yb.to(logits.device))
     if not math.isfinite(value.item()):
         raise FloatingPointError(
             f"loss is {value.item()} at {where}: lower lr, or look for nan in the batch; this step was not taken"

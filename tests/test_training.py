@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import FrozenInstanceError
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -384,6 +385,89 @@ def pretrained_on(split, train, seed=0, epochs=2):
     dl = Loader(train, 128, TRANSFORM, shuffle=True, augment=jitter(2), seed=seed)
     losses = [s.loss for s in pretrain(net, dl, epochs)]
     return accuracy(*predict(net, Loader(split.test, 500, TRANSFORM))), losses
+
+
+# --- batches and models as they come ---
+
+
+def small(norm=True):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6) if norm else nn.ReLU(), nn.Linear(6, 3))
+
+
+def rows(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 2, 2, generator=g), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("n", [33, 65])
+def test_a_last_batch_of_one_is_a_step_with_running_statistics(n):
+    "Against the same step written out: the row goes through BatchNorm in eval mode, everything else as ever."
+    torch.manual_seed(0)
+    net, (x, y) = small(), rows(n)
+    mine, opt = copy.deepcopy(net), torch.optim.SGD(net.parameters(), 0.1)
+    taken = fit(net, list(zip(x.split(32), y.split(32), strict=True)), opt)
+    assert [s.n for s in taken] == [32] * (n // 32) + [1] and net[2].training
+    opt = torch.optim.SGD(mine.parameters(), 0.1)
+    for xb, yb in zip(x.split(32), y.split(32), strict=True):
+        mine[2].train(len(xb) > 1)
+        opt.zero_grad()
+        F.cross_entropy(mine(xb), yb).backward()
+        opt.step()
+    assert not moved(snapshot(mine), snapshot(net)) and net[2].num_batches_tracked == n // 32
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_one_picture_with_many_places_keeps_its_own_statistics():
+    "BatchNorm2d over 4 x 4 places has sixteen values to average: there torch never refused, and nothing changes."
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    fit(net, [(torch.randn(1, 3, 4, 4), torch.tensor([0]))], torch.optim.SGD(net.parameters(), 0.1))
+    assert net[1].num_batches_tracked == 1 and net[1].running_mean.any()
+
+
+def test_without_running_statistics_one_row_is_refused_in_a_sentence():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="epoch 0, step 0: .* choose a batch_size that leaves no single row") as e:
+        fit(net, [(torch.randn(1, 4), torch.tensor([0]))], torch.optim.SGD(net.parameters(), 0.1))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_takes_the_batch_in_its_own(dtype):
+    net, (x, y) = small(norm=False).to(dtype), rows(8)
+    before = [s.loss for s in fit(net, [(x, y)], torch.optim.SGD(net.parameters(), 0.1), epochs=5)]
+    assert before[-1] < before[0] and net[1].weight.dtype == dtype
+    again = small(norm=False).to(dtype)
+    with torch.no_grad():
+        want = F.cross_entropy(again(x.to(dtype)).to(torch.float32 if dtype.itemsize < 4 else dtype), y)
+    assert fit(again, [(x, y)], torch.optim.SGD(again.parameters(), 0.1))[0].loss == pytest.approx(
+        want.item(), rel=1e-6
+    )
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.net, self.wrap = small(norm=False), wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda z: SimpleNamespace(logits=z, loss=None), lambda z: dict(logits=z), lambda z: (z, None), lambda z: [z]],
+    ids=["attribute", "dict", "tuple", "list"],
+)
+def test_wrapped_logits_are_found(wrap):
+    torch.manual_seed(0)
+    plain = small(norm=False)
+    net, (x, y) = Wrapped(wrap), rows(6)
+    net.net = copy.deepcopy(plain)
+    steps = [fit(m, [(x, y)], torch.optim.SGD(m.parameters(), 0.1), epochs=2) for m in (net, plain)]
+    assert [s.loss for s in steps[0]] == [s.loss for s in steps[1]]
+    strange = Wrapped(lambda z: "logits")
+    with pytest.raises(ValueError, match="the model returned a str; the loss needs logits"):
+        fit(strange, [(x, y)], torch.optim.SGD(strange.parameters(), 0.1))
 
 
 # --- what a step costs: products counted by hand ---
