@@ -590,7 +590,7 @@ def auto_rgn(
 # %% ../nbs/10_strategies.ipynb #5c0a1e60
 def lr_finder(
     model: TransferModel,  # Left as it is; a copy is trained
-    dl: Loader,  # Left as it is, too
+    dl: Loader | Sequence,  # A Loader is left as it is, too
     phase: Phase = FULL[0],  # What learns and how; its lr and schedule do not count
     low: float = 1e-6,  # The first rate
     high: float = 1.0,  # The last
@@ -599,7 +599,8 @@ def lr_finder(
     "Train while the rate grows by a constant factor from step to step (Smith 2017)."
     if not 0 < low < high < math.inf or n < 2:
         raise ValueError(f"lr_finder needs 0 < low < high and n >= 2; got {low}, {high} and {n}")
-    trial, dl, lrs, losses = copy.deepcopy(model), replace(dl), [], []
+    trial, lrs, losses = copy.deepcopy(model), [], []
+    dl = replace(dl) if isinstance(dl, Loader) else dl
     slow = replace(phase, lr=low, backbone_lr=phase.backbone_lr and phase.backbone_lr * low / phase.lr)
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),

@@ -15,13 +15,16 @@ import torchvision
 from scipy.optimize import minimize
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 
 from sft_nb.core import set_seed
 from sft_nb.data import Loader, few_shot, pocket
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.features import Features, extract
 from sft_nb.freezing import moved, trainable
-from sft_nb.models import TransferModel, adapt, load_pretrained, snapshot, take_apart
+from sft_nb.models import Pretrained, TransferModel, adapt, load_pretrained, snapshot, take_apart
 from sft_nb.objective import sq_dist
 from sft_nb.probing import solve_head
 from sft_nb.strategies import (
@@ -534,6 +537,92 @@ def test_a_network_of_single_layers_has_a_block_for_each():
     single = blocks(TransferModel(nn.Linear(2, 2), nn.Linear(2, 2)))
     assert single == {"backbone": ("backbone.weight", "backbone.bias"), "head": ("head.*",)}
     assert blocks(TransferModel(nn.Flatten(), nn.Linear(2, 2))) == {"head": ("head.*",)}
+
+
+# other families, other batches
+
+
+def tiny(name):
+    "A network of each family for 32 x 32 pictures, with a head of ten."
+    set_seed(0)
+    make = dict(
+        vit=lambda: (VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=10), "heads.head"),
+        swin=lambda: (SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=10), "head"),
+        convnext=lambda: (
+            ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 3)], num_classes=10),
+            "classifier.2",
+        ),
+    )
+    model = TransferModel(*take_apart(*make[name]())).eval()
+    nn.init.normal_(
+        model.head.weight, std=0.1
+    )  # torchvision's ViT starts with a head of zeros, which sends nothing down
+    return model
+
+
+MISFITS = dict(bn_only="has no BatchNorm", from_scratch="cannot be drawn anew", surgical="unknown parameter pattern")
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "lp_ft"])
+def test_every_strategy_runs_on_every_family_or_says_why_not(family, name):
+    model = tiny(family)
+    if sentence := MISFITS.get(name.split("_layer")[0]):
+        with pytest.raises(ValueError, match=sentence) as e:
+            strategy(name, model)
+        assert "\n" not in str(e.value)
+        return
+    phases = strategy(name, model)
+    learns, before = named_in(model, phases), snapshot(model)
+    taken = drain(model, few(batch_size=10), scaled(phases, epochs=sum(p.epochs > 0 for p in phases) or None))
+    assert len(taken) == sum(p.epochs > 0 for p in phases) and all(math.isfinite(s.loss) for s in taken)
+    went = {n for n in moved(before, {n: t for n, t in snapshot(model).items() if n in before})}
+    assert went <= learns and any(n.startswith("head.") for n in went)
+    if name != "linear_probing":
+        assert any(n.startswith("backbone.") for n in went) or name == "lora"
+
+
+def named_in(model, phases):
+    "The parameters that some phase selects, on a copy."
+    trial, names = copy.deepcopy(model), set()
+    for phase in phases:
+        if phase.start.startswith("lora"):
+            return {"head.weight", "head.bias"}
+        names |= {*trainable(_select(trial, phase.train))}
+    return names
+
+
+def torch_loader(batch_size=4):
+    ds = few_shot(TASK.train, 1, 0)
+    return DataLoader(TensorDataset(PRE.transform(ds.x), ds.y), batch_size)
+
+
+def test_a_torch_dataloader_gives_the_probe_of_a_loader():
+    "The solved head sees the same pictures, so it is the same; so does LP-FT's first step."
+    one, two = fresh(), fresh()
+    ours = drain(one, Loader(few_shot(TASK.train, 1, 0), 4, PRE.transform), scaled(LP_FT, epochs=1))
+    theirs = drain(two, torch_loader(), scaled(LP_FT, epochs=1))
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], abs=1e-5)
+    one, two = fresh(), fresh()
+    drain(one, Loader(few_shot(TASK.train, 1, 0), 4, PRE.transform), LINEAR_PROBING)
+    drain(two, torch_loader(), LINEAR_PROBING)
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert len(drain(fresh(), list(torch_loader()), scaled(FULL, epochs=1), valid=torch_loader(5))) == 3
+    assert len(lr_finder(fresh(), torch_loader(), n=5)[0]) == 5
+
+
+def test_batches_that_nobody_can_count_are_refused():
+    with pytest.raises(TypeError, match="batches that can be counted, and a generator cannot"):
+        drain(fresh(), iter(x for x in torch_loader()), FULL)
+    drain(fresh(), (b for b in torch_loader()), LINEAR_PROBING)  # a solved head counts nothing
+
+
+def test_a_backbone_of_16_bits_is_fine_tuned():
+    half = Pretrained(copy.deepcopy(PRE.backbone).bfloat16(), PRE.head, PRE.transform, 128, "pocket")
+    set_seed(0)
+    model = adapt(half, 10)
+    losses = [s.loss for s in drain(model, few(5, 25), scaled(FULL, epochs=4))]
+    assert model.head.weight.dtype == torch.bfloat16 and losses[-1] < losses[0]
 
 
 # early stopping
