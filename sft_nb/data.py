@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'LABELS', 'Images', 'Split', 'shuffled', 'pocket', 'pocket_source', 'few_shot', 'to_float', 'Loader',
-           'jitter', 'cifar10', 'read_picture', 'image_folder', 'content_digest', 'load_split']
+           'jitter', 'cifar10', 'read_picture', 'image_folder', 'content_digest', 'count_pictures', 'unpack_pictures',
+           'load_split']
 
 # %% ../nbs/03_data.ipynb #adba548b
 import contextlib
@@ -348,21 +349,15 @@ def _formats():
     return tuple(f for f in _RASTER if f in Image.OPEN)
 
 
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # after "ftyp" in the first bytes
+
+
 def _unknown_format(start):
     "What the first bytes of a file say, where it cannot be opened."
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in (
-        b"heic",
-        b"heix",
-        b"heim",
-        b"heis",
-        b"hevc",
-        b"hevx",
-        b"mif1",
-        b"msf1",
-    ):
-        return "it is a HEIC photo: pip install pillow-heif, or set the camera to JPEG (an iPhone: 'Most Compatible')"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "it is a HEIC photo, read after `pip install pillow-heif`; or set the camera to JPEG, 'Most Compatible'"
     return f"it is in none of the formats {', '.join(_formats())}"
 
 
@@ -608,16 +603,14 @@ def _copies(ds):
     return [first.setdefault(hashlib.sha256(p.numpy()).digest(), i) for i, p in enumerate(ds.x)]
 
 
-def _about_copies(ds, same, names):
+def _about_copies(ds, names):
     "What is to be said of them."
-    extra = [i for i, k in enumerate(same) if i != k]
-    torn = [i for i in extra if ds.y[i] != ds.y[same[i]]]
-    pair = lambda i: f"{names[i]} = {names[same[i]]}"
-    copies = (
-        f"copies were found, and each kept in one part with its like: {len(extra):,} ({_some([*map(pair, extra)])})"
-    )
-    labels = f"copies were found under two labels: {len(torn):,} ({_some([*map(pair, torn)])})"
-    return [copies] * bool(extra) + [labels] * bool(torn)
+    pairs = [(i, k) for i, k in enumerate(_copies(ds)) if i != k]
+    torn = [(i, k) for i, k in pairs if ds.y[i] != ds.y[k]]
+    listed = lambda pairs: _some([f"{names[i]} = {names[k]}" for i, k in pairs])
+    copies = f"{_many(len(pairs))} equal to another one, and kept in one part with it: {listed(pairs)}"
+    labels = f"{_many(len(torn))} equal to one with another label: {listed(torn)}"
+    return [copies] * bool(pairs) + [labels] * bool(torn)
 
 
 def _fill(groups, want, leave):
@@ -652,12 +645,15 @@ def _stratified(ds, classes, shares, seed):
     return [torch.tensor([i for g in part for i in g]).long() for part in parts]
 
 
-def _latest(part, same):
-    "Where folders are the parts: of copies in two of them the one that is looked at last stays, the other has no part."
-    rank, last = {"train": 0, "valid": 1, "test": 2}, {}
-    for p, k in zip(part, same, strict=True):
-        last[k] = max(last.get(k, p), p, key=rank.get)
-    return [p if p == last[k] else None for p, k in zip(part, same, strict=True)]
+def _without_repeats(ds, kept):
+    "Where folders are the parts: of copies in two of them the one that is looked at last stays."
+    rank, last, same = {"train": 0, "valid": 1, "test": 2}, {}, _copies(ds)
+    for (part, _, _), k in zip(kept, same, strict=True):
+        last[k] = max(last.get(k, part), part, key=rank.get)
+    stays = [part == last[k] for (part, _, _), k in zip(kept, same, strict=True)]
+    lost = [name for (_, _, name), s in zip(kept, stays, strict=True) if not s]
+    said = f"{_many(len(lost))} left out, as a part that is looked at later holds a copy: {_some(lost)}"
+    return ds[torch.tensor(stays).bool()], [k for k, s in zip(kept, stays, strict=True) if s], [said] * bool(lost)
 
 
 def _split(ds, part, given, classes, shares, seed):
@@ -687,15 +683,12 @@ def image_folder(
         classes = list(parts["train"])
         files = [(p, classes.index(c), *f) for p, cs in parts.items() for c, fs in cs.items() for f in fs]
         ds, kept, said = _read(files, size, skip_unreadable)
-    same = _copies(ds)
-    part = _latest([p for p, _, _ in kept], same)
     if loose:
         said.append(f"{_many(len(loose))} left out, beside the folders of the classes: {_some(sorted(loose))}")
-    if n := part.count(None):
-        said.append(f"{_many(n)} left out, as a part that is looked at later holds a copy")
-    said += _about_copies(ds, same, [name for _, _, name in kept])
+    ds, kept, repeats = _without_repeats(ds, kept)
+    said += repeats + _about_copies(ds, [name for _, _, name in kept])
     try:
-        split = _split(ds, part, parts, classes, dict(valid=valid, test=test), seed)
+        split = _split(ds, [p for p, _, _ in kept], parts, classes, dict(valid=valid, test=test), seed)
     except ValueError as e:
         raise ValueError("; ".join([str(e), *said])) from e
     for line in said:
@@ -731,6 +724,31 @@ def content_digest(
             of = _file_hash(file) if isinstance(file, Path) else hashlib.sha256(file()).hexdigest()
             h.update("\0".join([p, c, name, of, ""]).encode("utf-8", "backslashreplace"))
     return h.hexdigest()
+
+# %% ../nbs/03_data.ipynb #3e16cf2b
+def count_pictures(
+    root: str | Path | bytes,  # As for `image_folder`
+) -> int:
+    "How many files `image_folder` would read."
+    with _album(root) as tree:
+        return sum(len(files) for classes in _task(tree, root)[0].values() for files in classes.values())
+
+
+def unpack_pictures(
+    blob: bytes,  # A zip: a folder for each class, or one folder that holds these
+    folder: str | Path,  # An empty one
+) -> Path:  # The folder that holds one for each class
+    "Unpack a zip, whoever packed it. Nothing lands elsewhere; what is hidden is left out; one that unfolds too far is refused."
+    with _album(blob) as tree:
+        parts, _ = _task(tree, "the zip")
+        files = [(p * (len(parts) > 1), *f) for p, cs in parts.items() for fs in cs.values() for f in fs]
+        if len(files) > 20_000:
+            raise ValueError(f"the zip holds {len(files):,} files: give its path to image_folder, which unpacks none")
+        for part, name, unpacked in files:
+            path = Path(folder, part, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(unpacked())
+    return Path(folder)
 
 # %% ../nbs/03_data.ipynb #370137a3
 def load_split(
