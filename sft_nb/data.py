@@ -430,9 +430,6 @@ def _folder_tree(folder, above=()):
     return tree
 
 # %% ../nbs/03_data.ipynb #f47aa1e7
-_UNFOLDS = dict(least=100_000_000, times=20)  # bytes, and the zip's own size: pictures are packed already
-
-
 def _spoken(raw):
     "A name from a zip that does not say how it is written: UTF-8, all Japanese, or the old code page of DOS."
     with contextlib.suppress(UnicodeDecodeError):
@@ -452,14 +449,19 @@ def _zip_parts(info):
     parts = (re.sub("^[A-Za-z]:", "", p) for p in re.split(r"[/\\]", name))
     return [unicodedata.normalize("NFC", p) for p in parts if p not in ("", ".", "..")], name.endswith(("/", "\\"))
 
+# %% ../nbs/03_data.ipynb #f47aa1f0
+_UNFOLDS = dict(least=100_000_000, times=20)  # bytes, and the zip's own size: pictures are packed already
+
 
 def _zip_tree(z, size):
     "The same tree of a zip, of `size` bytes: a file is a function that unpacks it. Nothing is written to the disk."
     tree, most, files = {}, max(_UNFOLDS["least"], _UNFOLDS["times"] * size), []
     for f in z.infolist():
         parts, folder = _zip_parts(f)
-        if not parts or any(map(_hidden, parts)) or len(parts) > 50:
+        if not parts or any(map(_hidden, parts)):
             continue
+        if len(parts) > 50:
+            raise ValueError(f"the zip holds folders {len(parts)} deep: pack one folder of pictures for each class")
         at = tree
         for p in parts if folder else parts[:-1]:
             at = at.setdefault(p, {}) if isinstance(at, dict) else None
@@ -644,7 +646,7 @@ def _stratified(ds, classes, shares, seed):
         parts[-1] += rest
     return [torch.tensor([i for g in part for i in g]).long() for part in parts]
 
-
+# %% ../nbs/03_data.ipynb #f47aa1f1
 def _without_repeats(ds, kept):
     "Where folders are the parts: of copies in two of them the one that is looked at last stays."
     rank, last, same = {"train": 0, "valid": 1, "test": 2}, {}, _copies(ds)
