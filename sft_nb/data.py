@@ -569,7 +569,7 @@ def _task(tree, root):
     for n, part in named.items():
         loose += _loose(kids[n], f"{n}/")
         _check_part(n, parts[part], parts["train"])
-    _check_classes(root, list(parts["train"]), tree)
+    _check_classes("the zip" if isinstance(root, bytes) else root, list(parts["train"]), tree)
     return parts, loose
 
 # %% ../nbs/03_data.ipynb #f47aa1ea
@@ -635,7 +635,7 @@ def _stratified(ds, classes, shares, seed):
     for c, name in enumerate(classes):
         mine, n = [g for k, g in groups.items() if y[k] == c], y.count(c)
         if len(mine) < len(parts):
-            different = f", {len(mine)} of them different" if n != len(mine) else ""
+            different = f", {len(mine)} without copies" if n != len(mine) else ""
             raise ValueError(
                 f"class {name!r} has {n} pictures{different}: too few for one each in train, valid and test"
             )
@@ -661,7 +661,7 @@ def _without_repeats(ds, kept):
 def _split(ds, part, given, classes, shares, seed):
     "The parts that the folders name; those that they do not name are cut from train, the test first."
     own = {p: ds[torch.tensor([q == p for q in part]).bool()] for p in given}
-    if bare := [p for p in given if not len(own[p])]:
+    if bare := [p for p in given if p != "train" and not len(own[p])]:
         raise ValueError(f"no picture is left for the part {bare[0]}")
     cut, train = [p for p in ("test", "valid") if p not in own], own["train"]
     drawn = _stratified(train, classes, [shares[p] for p in cut], seed)
@@ -681,7 +681,7 @@ def image_folder(
     if size < 1 or not (valid > 0 and test > 0 and valid + test < 1):
         raise ValueError(f"size={size}, valid={valid}, test={test}: size is in pixels, the shares are parts of 1")
     with _album(root) as tree:
-        parts, loose = _task(tree, "the zip" if isinstance(root, bytes) else root)
+        parts, loose = _task(tree, root)
         classes = list(parts["train"])
         files = [(p, classes.index(c), *f) for p, cs in parts.items() for c, fs in cs.items() for f in fs]
         ds, kept, said = _read(files, size, skip_unreadable)
@@ -742,7 +742,7 @@ def unpack_pictures(
 ) -> Path:  # The folder that holds one for each class
     "Unpack a zip, whoever packed it. Nothing lands elsewhere; what is hidden is left out; one that unfolds too far is refused."
     with _album(blob) as tree:
-        parts, _ = _task(tree, "the zip")
+        parts, _ = _task(tree, blob)
         files = [(p * (len(parts) > 1), *f) for p, cs in parts.items() for fs in cs.values() for f in fs]
         if len(files) > 20_000:
             raise ValueError(f"the zip holds {len(files):,} files: give its path to image_folder, which unpacks none")
