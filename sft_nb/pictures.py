@@ -241,17 +241,21 @@ def _learn(own, b):
     return f"learned {', '.join(own.learned.classes)} from {name}"
 
 # %% ../nbs/27_pictures.ipynb #16c0de69
+def _file(b):
+    if not b.file.value.strip():
+        raise ValueError("give the file a name, such as mine.safetensors")
+    return b.file.value.strip()
+
+
 def _save(own, b):
     if own.learned is None:
         return "nothing is learned yet: press Learn"
-    if not b.file.value.strip():
-        return "give the file a name, such as mine.safetensors"
-    size = save_delta(b.file.value.strip(), own.learned.model, own.learned.pre, own.learned.classes)
+    size = save_delta(_file(b), own.learned.model, own.learned.pre, own.learned.classes)
     return f"{b.file.value}: {size:,} bytes; on {own.learned.pre.name} it is the whole model again, with its classes' names"
 
 
 def _load(own, b):
-    own.learned = load_pictures(b.file.value.strip())
+    own.learned = load_pictures(_file(b))
     b.report.value = b.named.value = ""  # it was about another head
     if own.learned.pre.name in b.pretrained.options:
         b.pretrained.value = own.learned.pre.name
