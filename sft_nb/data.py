@@ -335,7 +335,7 @@ def cifar10(
 
 # %% ../nbs/03_data.ipynb #a704c258
 # Formats that are nothing but pictures. Pillow knows more, and hands PostScript to another program, which runs it.
-_RASTER = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
+_RASTER = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
 
 
 @lru_cache(maxsize=1)
@@ -698,12 +698,12 @@ def image_folder(
     return split
 
 # %% ../nbs/03_data.ipynb #3e16cf2a
-_HASHES = {}  # (path, size, times, inode) -> SHA-256, of files that have not changed for a while
+_HASHES = {}  # (device, inode, size, times) -> SHA-256, of files that have not changed for a while
 
 
 def _file_hash(path):
     s = path.stat()
-    key = str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+    key = s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
     if key in _HASHES:
         return _HASHES[key]
     h = hashlib.sha256()
