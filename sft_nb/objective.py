@@ -253,7 +253,8 @@ def _gap(sums, W, l2, share):
     on = share > 0
     off, share = (off.abs() + _ROUNDING * size)[on], share[on]  # were this moved as well, it would cost...
     slack = (off / share.sqrt()).sum() + _ROUNDING * (length + l2 * W.norm())
-    return float(kl + (off * far[on] / share).sum() + ((Q + l2 * W).norm() + slack) ** 2 / (2 * l2))
+    gap = kl + (off * far[on] / share).sum() + ((Q + l2 * W).norm() + slack) ** 2 / (2 * l2)
+    return float(gap) * (1 + 1e-12)  # for the rounding of the terms themselves
 
 
 def head_gap(

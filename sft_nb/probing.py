@@ -240,7 +240,7 @@ def _direction(G, H, precondition, stop, enough, most):
         d, r = d + a * p, r - a * q
         z = precondition(r)
         rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first or r[:, :-1].norm() <= enough:
+        if rz <= stop**2 * first or r.norm() <= enough:
             break
         p = z + (rz / old) * p
     return d.double()
@@ -259,21 +259,21 @@ def _slope(problem, Z, U, t):
     return problem.total(sums).tolist()
 
 
-def _line_search(problem, V, Z, d, U, l2):
-    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z move by U."
+def _line_search(problem, V, Z, d, U, l2, first):
+    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; it is `first` at 0. Logits move by U."
     low, high, t = 0.0, math.inf, 1.0
     Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
     for _ in range(50):
         slope, curve = _slope(problem, Z, U, t)
         slope, curve = slope + l2 * (Wd + t * dd), curve + l2 * dd
+        if abs(slope) <= 0.1 * abs(first):
+            return t
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
             new = (low + high) / 2 if high < math.inf else 2 * t
-        if abs(new - t) < 1e-2 * t:
-            return new
         t = min(new, 4 * t) if high == math.inf else new
-    return low
+    return low  # where F still falls
 
 # %% ../nbs/08_probing.ipynb #60cb030e
 def _solve(problem, l2, tol, spectrum, V, dtype):
@@ -284,8 +284,8 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
         G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
-        norm = G[:, :-1].norm().item()
-        gap = norm**2 / (2 * l2) + (G[:, -1].square() / problem.share).sum().item()  # what a better bias gains, about
+        norm = G.norm().item()
+        gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if gap <= 0.5 * tol or stalled > 4:
@@ -294,7 +294,7 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
         U = _Logits(problem, d, dtype)
-        t = _line_search(problem, V, Z, d, U, l2)
+        t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
         V = _centred(V + t * d)
         Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
     return V, gap <= 0.5 * tol
