@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'LABELS', 'Images', 'Split', 'shuffled', 'pocket', 'pocket_source', 'few_shot', 'to_float', 'Loader',
-           'jitter', 'cifar10', 'read_picture', 'image_folder', 'content_digest', 'load_split']
+           'jitter', 'cifar10', 'read_picture', 'image_folder', 'content_digest', 'count_pictures', 'unpack_pictures',
+           'load_split']
 
 # %% ../nbs/03_data.ipynb #adba548b
 import contextlib
@@ -334,7 +335,7 @@ def cifar10(
 
 # %% ../nbs/03_data.ipynb #a704c258
 # Formats that are nothing but pictures. Pillow knows more, and hands PostScript to another program, which runs it.
-_RASTER = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
+_RASTER = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
 
 
 @lru_cache(maxsize=1)
@@ -348,21 +349,15 @@ def _formats():
     return tuple(f for f in _RASTER if f in Image.OPEN)
 
 
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # after "ftyp" in the first bytes
+
+
 def _unknown_format(start):
     "What the first bytes of a file say, where it cannot be opened."
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in (
-        b"heic",
-        b"heix",
-        b"heim",
-        b"heis",
-        b"hevc",
-        b"hevx",
-        b"mif1",
-        b"msf1",
-    ):
-        return "it is a HEIC photo: pip install pillow-heif, or set the camera to JPEG (an iPhone: 'Most Compatible')"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "it is a HEIC photo, read after `pip install pillow-heif`; or set the camera to JPEG, 'Most Compatible'"
     return f"it is in none of the formats {', '.join(_formats())}"
 
 
@@ -435,9 +430,6 @@ def _folder_tree(folder, above=()):
     return tree
 
 # %% ../nbs/03_data.ipynb #f47aa1e7
-_UNFOLDS = dict(least=100_000_000, times=20)  # bytes, and the zip's own size: pictures are packed already
-
-
 def _spoken(raw):
     "A name from a zip that does not say how it is written: UTF-8, all Japanese, or the old code page of DOS."
     with contextlib.suppress(UnicodeDecodeError):
@@ -457,14 +449,19 @@ def _zip_parts(info):
     parts = (re.sub("^[A-Za-z]:", "", p) for p in re.split(r"[/\\]", name))
     return [unicodedata.normalize("NFC", p) for p in parts if p not in ("", ".", "..")], name.endswith(("/", "\\"))
 
+# %% ../nbs/03_data.ipynb #f47aa1f0
+_UNFOLDS = dict(least=100_000_000, times=20)  # bytes, and the zip's own size: pictures are packed already
+
 
 def _zip_tree(z, size):
     "The same tree of a zip, of `size` bytes: a file is a function that unpacks it. Nothing is written to the disk."
     tree, most, files = {}, max(_UNFOLDS["least"], _UNFOLDS["times"] * size), []
     for f in z.infolist():
         parts, folder = _zip_parts(f)
-        if not parts or any(map(_hidden, parts)) or len(parts) > 50:
+        if not parts or any(map(_hidden, parts)):
             continue
+        if len(parts) > 50:
+            raise ValueError(f"the zip holds folders {len(parts)} deep: pack one folder of pictures for each class")
         at = tree
         for p in parts if folder else parts[:-1]:
             at = at.setdefault(p, {}) if isinstance(at, dict) else None
@@ -572,7 +569,7 @@ def _task(tree, root):
     for n, part in named.items():
         loose += _loose(kids[n], f"{n}/")
         _check_part(n, parts[part], parts["train"])
-    _check_classes(root, list(parts["train"]), tree)
+    _check_classes("the zip" if isinstance(root, bytes) else root, list(parts["train"]), tree)
     return parts, loose
 
 # %% ../nbs/03_data.ipynb #f47aa1ea
@@ -608,16 +605,14 @@ def _copies(ds):
     return [first.setdefault(hashlib.sha256(p.numpy()).digest(), i) for i, p in enumerate(ds.x)]
 
 
-def _about_copies(ds, same, names):
+def _about_copies(ds, names):
     "What is to be said of them."
-    extra = [i for i, k in enumerate(same) if i != k]
-    torn = [i for i in extra if ds.y[i] != ds.y[same[i]]]
-    pair = lambda i: f"{names[i]} = {names[same[i]]}"
-    copies = (
-        f"copies were found, and each kept in one part with its like: {len(extra):,} ({_some([*map(pair, extra)])})"
-    )
-    labels = f"copies were found under two labels: {len(torn):,} ({_some([*map(pair, torn)])})"
-    return [copies] * bool(extra) + [labels] * bool(torn)
+    pairs = [(i, k) for i, k in enumerate(_copies(ds)) if i != k]
+    torn = [(i, k) for i, k in pairs if ds.y[i] != ds.y[k]]
+    listed = lambda pairs: _some([f"{names[i]} = {names[k]}" for i, k in pairs])
+    copies = f"{_many(len(pairs))} equal to another one, and kept in one part with it: {listed(pairs)}"
+    labels = f"{_many(len(torn))} equal to one with another label: {listed(torn)}"
+    return [copies] * bool(pairs) + [labels] * bool(torn)
 
 
 def _fill(groups, want, leave):
@@ -640,7 +635,7 @@ def _stratified(ds, classes, shares, seed):
     for c, name in enumerate(classes):
         mine, n = [g for k, g in groups.items() if y[k] == c], y.count(c)
         if len(mine) < len(parts):
-            different = f", {len(mine)} of them different" if n != len(mine) else ""
+            different = f", {len(mine)} without copies" if n != len(mine) else ""
             raise ValueError(
                 f"class {name!r} has {n} pictures{different}: too few for one each in train, valid and test"
             )
@@ -651,19 +646,22 @@ def _stratified(ds, classes, shares, seed):
         parts[-1] += rest
     return [torch.tensor([i for g in part for i in g]).long() for part in parts]
 
-
-def _latest(part, same):
-    "Where folders are the parts: of copies in two of them the one that is looked at last stays, the other has no part."
-    rank, last = {"train": 0, "valid": 1, "test": 2}, {}
-    for p, k in zip(part, same, strict=True):
-        last[k] = max(last.get(k, p), p, key=rank.get)
-    return [p if p == last[k] else None for p, k in zip(part, same, strict=True)]
+# %% ../nbs/03_data.ipynb #f47aa1f1
+def _without_repeats(ds, kept):
+    "Where folders are the parts: of copies in two of them the one that is looked at last stays."
+    rank, last, same = {"train": 0, "valid": 1, "test": 2}, {}, _copies(ds)
+    for (part, _, _), k in zip(kept, same, strict=True):
+        last[k] = max(last.get(k, part), part, key=rank.get)
+    stays = [part == last[k] for (part, _, _), k in zip(kept, same, strict=True)]
+    lost = [name for (_, _, name), s in zip(kept, stays, strict=True) if not s]
+    said = f"{_many(len(lost))} left out, as a part that is looked at later holds a copy: {_some(lost)}"
+    return ds[torch.tensor(stays).bool()], [k for k, s in zip(kept, stays, strict=True) if s], [said] * bool(lost)
 
 
 def _split(ds, part, given, classes, shares, seed):
     "The parts that the folders name; those that they do not name are cut from train, the test first."
     own = {p: ds[torch.tensor([q == p for q in part]).bool()] for p in given}
-    if bare := [p for p in given if not len(own[p])]:
+    if bare := [p for p in given if p != "train" and not len(own[p])]:
         raise ValueError(f"no picture is left for the part {bare[0]}")
     cut, train = [p for p in ("test", "valid") if p not in own], own["train"]
     drawn = _stratified(train, classes, [shares[p] for p in cut], seed)
@@ -683,19 +681,16 @@ def image_folder(
     if size < 1 or not (valid > 0 and test > 0 and valid + test < 1):
         raise ValueError(f"size={size}, valid={valid}, test={test}: size is in pixels, the shares are parts of 1")
     with _album(root) as tree:
-        parts, loose = _task(tree, "the zip" if isinstance(root, bytes) else root)
+        parts, loose = _task(tree, root)
         classes = list(parts["train"])
         files = [(p, classes.index(c), *f) for p, cs in parts.items() for c, fs in cs.items() for f in fs]
         ds, kept, said = _read(files, size, skip_unreadable)
-    same = _copies(ds)
-    part = _latest([p for p, _, _ in kept], same)
     if loose:
         said.append(f"{_many(len(loose))} left out, beside the folders of the classes: {_some(sorted(loose))}")
-    if n := part.count(None):
-        said.append(f"{_many(n)} left out, as a part that is looked at later holds a copy")
-    said += _about_copies(ds, same, [name for _, _, name in kept])
+    ds, kept, repeats = _without_repeats(ds, kept)
+    said += repeats + _about_copies(ds, [name for _, _, name in kept])
     try:
-        split = _split(ds, part, parts, classes, dict(valid=valid, test=test), seed)
+        split = _split(ds, [p for p, _, _ in kept], parts, classes, dict(valid=valid, test=test), seed)
     except ValueError as e:
         raise ValueError("; ".join([str(e), *said])) from e
     for line in said:
@@ -703,12 +698,12 @@ def image_folder(
     return split
 
 # %% ../nbs/03_data.ipynb #3e16cf2a
-_HASHES = {}  # (path, size, times, inode) -> SHA-256, of files that have not changed for a while
+_HASHES = {}  # (device, inode, size, times) -> SHA-256, of files that have not changed for a while
 
 
 def _file_hash(path):
     s = path.stat()
-    key = str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+    key = s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
     if key in _HASHES:
         return _HASHES[key]
     h = hashlib.sha256()
@@ -731,6 +726,31 @@ def content_digest(
             of = _file_hash(file) if isinstance(file, Path) else hashlib.sha256(file()).hexdigest()
             h.update("\0".join([p, c, name, of, ""]).encode("utf-8", "backslashreplace"))
     return h.hexdigest()
+
+# %% ../nbs/03_data.ipynb #3e16cf2b
+def count_pictures(
+    root: str | Path | bytes,  # As for `image_folder`
+) -> int:
+    "How many files `image_folder` would read."
+    with _album(root) as tree:
+        return sum(len(files) for classes in _task(tree, root)[0].values() for files in classes.values())
+
+
+def unpack_pictures(
+    blob: bytes,  # A zip: a folder for each class, or one folder that holds these
+    folder: str | Path,  # An empty one
+) -> Path:  # The folder that holds one for each class
+    "Unpack a zip, whoever packed it. Nothing lands elsewhere; what is hidden is left out; one that unfolds too far is refused."
+    with _album(blob) as tree:
+        parts, _ = _task(tree, blob)
+        files = [(p * (len(parts) > 1), *f) for p, cs in parts.items() for fs in cs.values() for f in fs]
+        if len(files) > 20_000:
+            raise ValueError(f"the zip holds {len(files):,} files: give its path to image_folder, which unpacks none")
+        for part, name, unpacked in files:
+            path = Path(folder, part, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(unpacked())
+    return Path(folder)
 
 # %% ../nbs/03_data.ipynb #370137a3
 def load_split(

@@ -10,8 +10,10 @@ __all__ = ['as_path', 'StoreError', 'replacing', 'check_writable', 'Rows', 'save
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
@@ -41,7 +44,9 @@ class StoreError(OSError):
 def _refused(path, e):
     full = e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     way = "free some space" if full else "name a file in a folder that you may write to"
-    return StoreError(f"{path} could not be written ({e.strerror or e}): {way}")
+    in_the_way = isinstance(e, FileExistsError | NotADirectoryError)  # what a system says of it depends on the system
+    why = "a file stands where a folder should be" if in_the_way else e.strerror or e
+    return StoreError(f"{path} could not be written ({why}): {way}")
 
 
 def _forget(part):
@@ -219,12 +224,19 @@ def load(
         raise StoreError(f"{path} is damaged, or not a file of save ({e}): delete it and make it again") from e
 
 # %% ../nbs/25_store.ipynb #25a99e02
+def _as_json(row):
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"a row cannot be written as JSON ({e}): give finite numbers, text, lists and dicts") from e
+
+
 def append_line(
     path: Path | str,  # Made if it is not there
-    row: Mapping,  # What JSON can hold
+    row: Mapping,  # What JSON can hold: no nan and no infinity
 ) -> None:
     "One more line of JSON at the end of a file, on the disk when the function returns."
-    path, line = Path(path), json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    path, line = as_path(path), _as_json(row) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b", buffering=0) as f:  # unbuffered: one write, which lands behind everybody else's
@@ -236,22 +248,47 @@ def append_line(
     except OSError as e:
         raise _refused(path, e) from e
 
+# %% ../nbs/25_store.ipynb #25e0000a
+def _finite(text):
+    "A number of a file: JSON has no nan and no infinity, and what is too large for a float would become one."
+    if not math.isfinite(x := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return x
+
+
+def _whole(text):
+    _finite(text)
+    return int(text)
+
+
+def _row(line):
+    "The row in a line; None where it holds none."
+    try:
+        row = json.loads(line, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+# %% ../nbs/25_store.ipynb #25e0000c
+def _skipped(path, broken):
+    where = ", ".join(map(str, broken[:5])) + f" and {len(broken) - 5} more" * (len(broken) > 5)
+    if len(broken) == 1:
+        return f"{path}, line {where} is no row: cut off by a kill? It is skipped"
+    return f"{path}, lines {where} are no rows: is it another kind of file? They are skipped"
+
 
 def read_lines(
     path: Path | str,
 ) -> list[dict]:  # Empty where there is no file yet
-    "The rows of a file of `append_line`. A line that was cut off is reported and skipped, and stays in the file."
-    rows, path = [], Path(path)
-    for i, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], start=1):
-        try:
-            row = json.loads(line) if line else None
-        except ValueError:
-            row = "broken"
-        if isinstance(row, dict):
-            rows.append(row)
-        elif row is not None:
-            warnings.warn(f"{path}, line {i} is no row: cut off by a kill? It is skipped", stacklevel=2)
-    return rows
+    "The rows of a file of `append_line`. Lines that are none are reported once, skipped, and stay in the file."
+    path = as_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder where a file of rows should be: name the file")
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows = {i: _row(line) for i, line in enumerate(lines, start=1) if line.strip()}
+    if broken := [i for i, row in rows.items() if row is None]:
+        warnings.warn(_skipped(path, broken), stacklevel=2)
+    return [row for row in rows.values() if row is not None]
 
 # %% ../nbs/25_store.ipynb #25c0a002
 def _pack(x, name, tensors):
@@ -269,12 +306,14 @@ def _pack(x, name, tensors):
 
 
 def _unpack(x, tensors):
-    "The tree again; its tensors are copies, since the file may go."
+    "The tree again; its tensors are copies, since the file may go, and each has one place."
     if not isinstance(x, dict):
         return x
     ((kind, of),) = x.items()
     if kind == "tensor":
-        return tensors[of].clone()
+        if of not in tensors:
+            raise ValueError(f"{of!r} is not in it, or stands in two places")
+        return tensors.pop(of).clone()
     if kind == "dict":
         return {k: _unpack(v, tensors) for k, v in of}
     return {"list": list, "tuple": tuple}[kind](_unpack(v, tensors) for v in of)
@@ -282,7 +321,8 @@ def _unpack(x, tensors):
 # %% ../nbs/25_store.ipynb #25c0a004
 def _kept(folder):
     "The checkpoints of a folder, the newest first."
-    return sorted((p for p in Path(folder).glob("*.safetensors") if p.stem.isdecimal()), key=lambda p: -int(p.stem))
+    found = (p for p in as_path(folder).glob("*.safetensors") if p.stem.isdecimal() and p.is_file())
+    return sorted(found, key=lambda p: -int(p.stem))
 
 
 def save_checkpoint(
@@ -293,11 +333,11 @@ def save_checkpoint(
     "One more checkpoint, read back before an old one goes: the newest and the one before it stay."
     tensors = {}
     tree = json.dumps(_pack(dict(state), "state", tensors))
-    path = save(Path(folder) / f"{n:09d}.safetensors", tensors, dict(kind="checkpoint", tree=tree))
+    path = save(as_path(folder) / f"{n:09d}.safetensors", tensors, dict(kind="checkpoint", tree=tree))
     load(path)  # raises if the disk returns something else
     for old in _kept(folder)[2:]:
         _forget(old)
-    for part in Path(folder).glob(".*.part"):  # of a process that was killed while it wrote
+    for part in path.parent.glob(".*.part"):  # of a process that was killed while it wrote
         _forget(part)
     return path
 
@@ -333,14 +373,28 @@ def load_checkpoint(
     return None
 
 # %% ../nbs/25_store.ipynb #25f00002
+def _source(url):
+    "Where the file is taken from: its own address, or the address or the folder that SFT_NB_MIRROR names."
+    mirror, name = os.environ.get("SFT_NB_MIRROR"), url.rsplit("/", 1)[1]
+    if not mirror:
+        return url
+    if "://" in mirror:
+        return f"{mirror.rstrip('/')}/{name}"
+    if not as_path(mirror).is_dir():
+        raise OSError(f"SFT_NB_MIRROR is {mirror!r}: neither a folder here nor an address that begins with https://")
+    return as_path(mirror) / name
+
+# %% ../nbs/25_store.ipynb #25f00005
 def _pour(url, part):
     "Fetch what is not yet in the file `part`."
+    if isinstance(url, Path):
+        shutil.copyfile(url, part)
+        return
     have = part.stat().st_size if part.exists() else 0
     ask = {"User-Agent": "sft_nb"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = build_opener().open(
-            Request(url, headers=ask), timeout=60
-        )  # through the proxy that the environment names
+        # through the proxy that the environment names
+        answer = build_opener().open(Request(url, headers=ask), timeout=60)
     except HTTPError as e:
         if e.code == 416 and have:
             return  # there is no more: the hash will tell whether it is all
@@ -366,21 +420,34 @@ def _hash_of(path, algorithm):
     return h.hexdigest()
 
 
+def _turn(lock, name):
+    "One process at a time fetches a file, the others wait. The system itself opens the lock of one that was killed."
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        warnings.warn(f"another process is fetching {name}: this one waits for it", stacklevel=3)
+        return lock.acquire()
+
+
 def fetch(
-    url: str,  # With SFT_NB_MIRROR set, a file of this name is fetched from there
-    path: Path,  # What the file will be called
+    url: str,  # With SFT_NB_MIRROR set (an address or a folder), a file of this name is taken from there
+    path: Path | str,  # What the file will be called
     begins: str,  # The file's published hash in hexadecimal, or how it begins
     algorithm: str = "sha256",  # The hash's
 ) -> Path:
-    "Download whole and checked, or not at all; one that broke off goes on where it stopped."
-    part, name = path.with_name(f".{path.name}.part"), url.rsplit("/", 1)[1]
-    mirror = os.environ.get("SFT_NB_MIRROR")
+    "Download whole and checked, or not at all, once for however many processes; one that broke off goes on where it stopped."
+    path = as_path(path)
+    part, lock = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _pour(f"{mirror.rstrip('/')}/{name}" if mirror else url, part)
-    if not _hash_of(part, algorithm).startswith(begins):
-        _forget(part)
-        raise OSError(f"what came is not the published file: its {algorithm.upper()} differs")
-    os.replace(part, path)
+    is_it = lambda file: file.is_file() and _hash_of(file, algorithm).startswith(begins)
+    with _turn(FileLock(lock), path.name):
+        if not is_it(path):  # else another process was faster
+            _pour(_source(url), part)
+            if not is_it(part):
+                _forget(part)
+                raise OSError(f"what came is not the published file: its {algorithm.upper()} differs")
+            os.replace(part, path)
+    _forget(lock)  # whoever comes now finds the file
     return path
 
 # %% ../nbs/25_store.ipynb #cfd74b5e

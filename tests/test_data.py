@@ -4,11 +4,14 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +31,8 @@ from sft_nb.data import (
     Loader,
     Split,
     cifar10,
+    content_digest,
+    count_pictures,
     few_shot,
     image_folder,
     jitter,
@@ -37,6 +42,7 @@ from sft_nb.data import (
     read_picture,
     shuffled,
     to_float,
+    unpack_pictures,
 )
 from sft_nb.features import Features
 
@@ -720,6 +726,498 @@ def test_a_class_with_too_few_pictures_is_named(tmp_path, n):
 def test_impossible_sizes_and_shares_are_refused(tmp_path, bad):
     with pytest.raises(ValueError, match="shares are parts of 1"):
         image_folder(album(tmp_path, dict(a=5, b=5)), **bad)
+
+
+# What pictures, folders and zips really look like ------------------------------------------------------------------------
+
+
+def on_white(rgba):
+    "Alpha compositing by hand."
+    a = rgba[..., 3:].astype(float) / 255
+    return np.round(rgba[..., :3] * a + 255 * (1 - a))
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "gif", "grey key", "colour key", "webp"])
+def test_transparent_pictures_lie_on_white(tmp_path, kind):
+    g, path = np.random.default_rng(0), tmp_path / ("x.gif" if kind == "gif" else "x.png")
+    colours, alpha = g.integers(0, 256, (8, 8, 3), np.uint8), g.integers(0, 256, (8, 8), np.uint8)
+    if kind in ("RGBA", "webp"):
+        im = Image.fromarray(np.dstack([colours, alpha]))
+        im.save(
+            path, "webp" if kind == "webp" else "png", **({} if kind == "RGBA" else dict(lossless=True, exact=True))
+        )
+    elif kind == "LA":
+        im = Image.merge("LA", [Image.fromarray(colours[..., 0]), Image.fromarray(alpha)])
+        im.save(path)
+    elif kind in ("palette", "gif"):
+        im = Image.fromarray(colours).quantize(16)
+        im.save(path, transparency=int(np.asarray(im)[0, 0]))
+    elif kind == "grey key":
+        im = Image.fromarray(colours[..., 0])
+        im.save(path, transparency=int(colours[0, 0, 0]))
+    else:
+        im = Image.fromarray(colours)
+        im.save(path, transparency=tuple(colours[0, 0].tolist()))
+    want = on_white(np.asarray(Image.open(path).convert("RGBA")))
+    got = read_picture(path, 8).permute(1, 2, 0).numpy()
+    assert np.abs(got - want).max() <= 1
+    if kind not in ("RGBA", "LA", "webp"):
+        assert (got[0, 0] == 255).all()
+
+
+def test_of_a_moving_picture_the_first_frame_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    for name in ("x.gif", "x.webp", "x.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert read_picture(tmp_path / name, 8)[:, 4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03"]
+)
+def test_damaged_exif_costs_no_picture(tmp_path, exif):
+    im = gradient(16, 16)
+    im.save(tmp_path / "plain.jpg", quality=95)
+    im.save(tmp_path / "odd.jpg", quality=95, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(read_picture(tmp_path / "odd.jpg", 16), read_picture(tmp_path / "plain.jpg", 16))
+
+
+def test_a_heic_photo_is_named_with_the_way_out(tmp_path):
+    album(tmp_path, dict(a=4, b=4))
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    for i in range(3):
+        (tmp_path / "a" / f"IMG_{i}.HEIC").write_bytes(heic)
+    if "HEIF" not in Image.OPEN:
+        with pytest.warns(UserWarning, match=r"3 unreadable pictures were left out \(it is a HEIC photo.*pillow-heif"):
+            image_folder(tmp_path, 8, skip_unreadable=True)
+        for f in (tmp_path / "a").glob("*.png"):
+            f.unlink()
+        with pytest.raises(ValueError, match="class 'a' has 0 pictures: too few .*; 3 unreadable .*HEIC"):
+            image_folder(tmp_path, 8, skip_unreadable=True)
+
+
+def test_unreadable_pictures_are_told_by_reason_and_not_all_by_name(tmp_path):
+    album(tmp_path, dict(a=4, b=4))
+    for i in range(30):
+        (tmp_path / "a" / f"t{i}.png").write_bytes(b"" if i % 2 else b"poem")
+    with pytest.warns(UserWarning) as told:
+        image_folder(tmp_path, 8, skip_unreadable=True)
+    texts = [str(w.message) for w in told]
+    assert len(texts) == 2 and all(t.startswith("15 unreadable pictures were left out (") for t in texts)
+    assert all("and 10 more" in t and str(tmp_path) not in t and " at 0x" not in t for t in texts)
+
+
+# Copies
+
+
+def copied(root, groups, clones):
+    "groups: class -> how many different pictures; each is there `clones` times."
+    for c, (name, n) in enumerate(groups.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            for k in range(clones):
+                picture(1000 * c + i).save(root / name / f"IMG_{i} ({k}).png")
+    return root
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 99), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3))
+def test_copies_stay_in_one_part_and_each_part_holds_each_class(data, seed, valid, test):
+    from sft_nb.data import _split
+
+    sizes = data.draw(st.lists(st.lists(st.integers(1, 6), min_size=3, max_size=30), min_size=2, max_size=3))
+    groups = [(c, n) for c, ns in enumerate(sizes) for n in ns]
+    which = torch.tensor([g for g, (_, n) in enumerate(groups) for _ in range(n)])
+    which = which[shuffled(len(which), seed)]
+    ds = Images(numbered(len(groups)).x[which], torch.tensor([groups[g][0] for g in which]))
+    s = _split(
+        ds, ["train"] * len(ds), ["train"], list(map(str, range(len(sizes)))), dict(valid=valid, test=test), seed
+    )
+    parts = [set(number(p.x)) for p in (s.train, s.valid, s.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == len(groups)
+    assert sum(map(len, (s.train, s.valid, s.test))) == len(ds)
+    for c, ns in enumerate(sizes):
+        for part, share in ((s.test, test), (s.valid, valid)):
+            n, want = int((part.y == c).sum()), max(1, round(share * sum(ns)))
+            assert 1 <= n <= max(want, max(ns)) and (max(ns) > 1 or n == want)
+        assert (s.train.y == c).any()
+
+
+def test_copies_are_counted_and_named(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"30 pictures were equal to another one, and kept in one part .*: a/IMG_0 \(1\)"
+    ) as told:
+        s = image_folder(copied(tmp_path, dict(a=8, b=7), 3), 8)
+    assert len(told) == 1 and told[0].filename == __file__
+    assert not set(prints(s.test)) & set(prints(s.train)) and not set(prints(s.valid)) & set(prints(s.train))
+
+
+def test_one_picture_under_two_labels_is_reported_and_in_one_part(tmp_path):
+    album(tmp_path, dict(a=9, b=9))
+    picture(0).save(tmp_path / "b" / "wrong.png")
+    with pytest.warns(UserWarning) as told:
+        s = image_folder(tmp_path, 8)
+    assert "1 picture was equal to one with another label: b/wrong.png = a/000.png" in [str(w.message) for w in told]
+    where = [
+        picture(0).tobytes() in {p.permute(1, 2, 0).numpy().tobytes() for p in part.x}
+        for part in (s.train, s.valid, s.test)
+    ]
+    assert sum(where) == 1
+
+
+def test_a_class_of_copies_is_refused_in_a_sentence(tmp_path):
+    copied(tmp_path, dict(a=2, b=9), 6)
+    with pytest.raises(ValueError, match="class 'a' has 12 pictures, 2 without copies: too few for one each"):
+        image_folder(tmp_path, 8)
+
+
+# Trees, hidden files, links
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(int(hashlib.md5(name.encode()).hexdigest()[:6], 16)).save(root / name)
+    return root
+
+
+def archive(root, **kwargs):
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w", zipfile.ZIP_DEFLATED) as z:
+        for p in sorted(root.rglob("*")):
+            z.write(p, p.relative_to(root).as_posix())
+    return blob.getvalue()
+
+
+both = pytest.mark.parametrize("form", [lambda root: root, archive], ids=["folder", "zip"])
+tree = lambda *parts, n=6, top="": [f"{top}{part}/{c}/{i}.png" for part in parts for c in "ab" for i in range(n)]
+counts = lambda s: [len(p) for p in (s.train, s.valid, s.test)]
+
+
+@both
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "Validation", "Testing"), ("train", "valid", "TEST")]
+)
+@pytest.mark.parametrize("top", ["", "data/", "a/b/"])
+def test_trees_of_parts_are_the_split(tmp_path, form, names, top):
+    put(tmp_path, *tree(names[0], n=9, top=top), *tree(names[1], n=2, top=top), *tree(names[2], n=3, top=top))
+    s = image_folder(form(tmp_path), 8, seed=3)
+    assert s.classes == ("a", "b") and counts(s) == [18, 4, 6]
+    files = {
+        p.relative_to(tmp_path).as_posix(): np.asarray(Image.open(p)).transpose(2, 0, 1).tobytes()
+        for p in tmp_path.rglob("*.png")
+    }
+    assert set(prints(s.test)) == {b for n, b in files.items() if f"{names[2]}/" in n}
+
+
+@both
+def test_a_part_that_is_missing_is_cut_from_train(tmp_path, form):
+    put(tmp_path / "v", *tree("train", n=20), *tree("test", n=4))
+    put(tmp_path / "t", *tree("train", n=20), *tree("dev", n=4))
+    assert counts(image_folder(form(tmp_path / "v"), 8)) == [34, 6, 8]
+    assert counts(image_folder(form(tmp_path / "t"), 8)) == [34, 8, 6]
+    put(tmp_path / "only", *tree("train", n=20))
+    assert counts(image_folder(form(tmp_path / "only"), 8)) == [28, 6, 6]
+
+
+@both
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (tree("train", "val", "valid"), "one must be train, and at most one each"),
+        (tree("val", "test"), "one must be train"),
+        (tree("train", "test", "cats"), "but cats beside them are not"),
+        ([*tree("train"), "test/c/0.png"], "test holds a class 'c', and the folder to train on does not"),
+        ([*tree("train"), "test/0.png", "test/1.png"], "test holds no sub-folder for each class"),
+        (["train/0.png", "test/1.png"], "holds no sub-folder for each class"),
+        ([f"train/a/{i}.png" for i in range(9)] + ["test/a/0.png"], "holds 1 sub-folders"),
+    ],
+)
+def test_trees_that_are_no_task_are_refused(tmp_path, form, names, said):
+    with pytest.raises(ValueError, match=said):
+        image_folder(form(put(tmp_path, *names)), 8)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    s = image_folder(put(tmp_path, *(f"{c}/{i}.png" for c in ("bus", "car", "train") for i in range(5))), 8)
+    assert s.classes == ("bus", "car", "train")
+
+
+def test_of_copies_in_two_parts_training_loses_its_own(tmp_path):
+    put(tmp_path, *tree("train", n=8), *tree("val", n=3), *tree("test", n=3))
+    for to in ("train/a/leak.png", "val/b/leak.png"):
+        (tmp_path / to).write_bytes((tmp_path / "test/a/0.png").read_bytes())
+    with pytest.warns(
+        UserWarning, match="2 pictures were left out, as a part that is looked at later holds a copy: a/leak"
+    ):
+        assert counts(image_folder(tmp_path, 8)) == [16, 6, 6]
+
+
+LITTER = [
+    ".DS_Store", "a/.DS_Store", "a/THUMBS.DB", "b/Desktop.ini", "a/._0.png", "__MACOSX/a/._0.png", "a/@eaDir/0.png/SYNOPHOTO.jpg",
+    "@EADIR/x.png", "$RECYCLE.BIN/S-1/0.png", "a/.thumbnails/0.png", ".git/c/0.png", "a/__MacOSX/0.png", "a/.ipynb_checkpoints/0.png",
+]  # fmt: skip
+
+
+@both
+def test_litter_is_hidden_in_folders_and_zips(tmp_path, form):
+    put(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    for name in LITTER:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"litter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        s = image_folder(form(tmp_path), 8)
+    assert s.classes == ("a", "b") and sum(counts(s)) == 10
+
+
+@both
+def test_loose_pictures_are_said_and_other_files_are_not(tmp_path, form):
+    put(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5)), "loose.png", "x.JPG")
+    (tmp_path / "README.txt").write_text("read me")
+    with pytest.warns(
+        UserWarning, match="2 pictures were left out, beside the folders of the classes: loose.png, x.JPG"
+    ) as told:
+        image_folder(form(tmp_path), 8)
+    assert len(told) == 1
+
+
+def test_links_are_read_once_and_never_round_in_circles(tmp_path):
+    put(tmp_path / "far", *(f"{i}.png" for i in range(5)))
+    root = put(tmp_path / "root", *(f"{c}/{i}.jpg" for c in "ab" for i in range(5)))
+    os.symlink(tmp_path / "far", root / "a" / "more")
+    os.symlink(root, root / "b" / "back")
+    os.symlink(root / "b", root / "b" / "self")
+    os.symlink(put(tmp_path / "class", *(f"{i}.gif" for i in range(5))), root / "c")
+    s = image_folder(root, 8)
+    assert s.classes == ("a", "b", "c") and sum(counts(s)) == 20
+
+
+def test_a_link_to_nothing_is_named_and_a_pipe_is_no_picture(tmp_path):
+    album(tmp_path, dict(a=4, b=4))
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert sum(counts(image_folder(tmp_path, 8))) == 8
+    os.symlink(tmp_path / "gone.png", tmp_path / "a" / "link.png")
+    with pytest.raises(ValueError, match="link.png cannot be read as a picture"):
+        image_folder(tmp_path, 8)
+
+
+def test_a_tab_in_the_name_of_a_class_is_refused(tmp_path):
+    album(tmp_path, {"a\tb": 4, "c|d": 4, "<e>": 4})
+    with pytest.raises(ValueError, match="tab or another control character"):
+        image_folder(tmp_path, 8)
+    (tmp_path / "a\tb").rename(tmp_path / "a b")
+    assert image_folder(tmp_path, 8).classes == ("<e>", "a b", "c|d")
+
+
+# Zips as people make them
+
+
+def packed(files, patch=(), flag=0):
+    "A zip with these names as they stand, each UTF-8 name without its flag if it is given as bytes."
+    blob, swaps = io.BytesIO(), []
+    with zipfile.ZipFile(blob, "w") as z:
+        for k, (name, content) in enumerate(files):
+            info = zipfile.ZipInfo("x")
+            if isinstance(name, bytes):
+                info.filename = f"{k:0{len(name)}d}"
+                swaps.append((info.filename.encode(), name))
+            else:
+                info.filename = name
+            z.writestr(info, content)
+    data = blob.getvalue()
+    for a, b in [*swaps, *patch]:
+        data = data.replace(a, b)
+    return data
+
+
+def png(seed):
+    f = io.BytesIO()
+    picture(seed).save(f, "png")
+    return f.getvalue()
+
+
+def as_zip(pattern, *more, **kwargs):
+    names = [(pattern.format(c=c, i=i), png(10 * i + ord(c))) for c in "ab" for i in range(4)]
+    return packed([*names, *((n, b"x") for n in more)], **kwargs)
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        as_zip("{c}/{i}.png"),
+        as_zip("./{c}/{i}.png"),
+        as_zip("{c}\\{i}.png"),
+        as_zip(".\\data\\{c}\\{i}.png", "data\\"),
+        as_zip("/home/me/{c}/{i}.png"),
+        as_zip("C:\\Users\\me\\{c}\\{i}.png"),
+        as_zip("../../{c}/{i}.png"),
+        as_zip("data/{c}/{i}.png", "README.txt", "Thumbs.db", "__MACOSX/data/a/._0.png"),
+        as_zip("data/{c}/{i}.png", "data/", "data/a/", "data/README.txt"),
+        as_zip("{c}/{i}.png", "a/0.png/x.png", "a"),
+    ],
+)
+def test_zips_as_people_make_them(tmp_path, blob):
+    s = image_folder(blob, 8)
+    assert s.classes == ("a", "b") and sum(counts(s)) == 8
+    root = unpack_pictures(blob, tmp_path / "in" / "here")
+    assert listing(tmp_path) == [
+        "in",
+        "in/here",
+        *(f"in/here/{c}{x}" for c in "ab" for x in ("", *(f"/{i}.png" for i in range(4)))),
+    ]
+    assert prints(image_folder(root, 8).train) == prints(s.train)
+    (tmp_path / "x.ZIP").write_bytes(blob)
+    assert prints(load_split(tmp_path / "x.ZIP", size=8).test) == prints(s.test)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("Bär".encode(), "Bär"), ("Bär".encode("cp437"), "Bär"), ("schön".encode("cp437"), "schön"), ("café".encode("cp437"), "café"),
+        ("ねこ".encode("cp932"), "ねこ"), ("表示".encode("cp932"), "表示"), ("犬 2".encode("cp932"), "犬 2"), ("Ba\u0308r".encode(), "Bär"),
+    ],
+)  # fmt: skip
+def test_names_in_other_encodings(raw, name):
+    files = [(raw + b"/%d.png" % i, png(i)) for i in range(4)] + [(f"zebra/{i}.png", png(9 + i)) for i in range(4)]
+    assert set(image_folder(packed(files), 8).classes) == {name, "zebra"}
+    flagged = [(f"{name}/{i}.png", png(i)) for i in range(4)] + files[4:]
+    assert set(image_folder(packed(flagged), 8).classes) == {name, "zebra"}
+
+
+@pytest.mark.parametrize(
+    ("blob", "said"),
+    [
+        (
+            as_zip("{c}/{i}.png", patch=[(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")]),
+            "encrypted: pack it without",
+        ),
+        (as_zip("{c}/{i}.png", patch=[(b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x09\0")]), "Deflate64"),
+        (b"Rar!\x1a\x07\x00" + bytes(100), "this is no zip"),
+        (b"", "this is no zip"),
+        (as_zip("{c}/{i}.png")[:300], "this is no zip"),
+        (
+            packed([("pictures.zip", as_zip("{c}/{i}.png"))]),
+            r"the zip holds 0 sub-folders \(pictures.zip must be unpacked first\)",
+        ),
+        (packed([("x/" * 3000 + "0.png", b"x")]), "folders 3001 deep"),
+        (packed([]), "the zip holds 0 sub-folders"),
+    ],
+)
+def test_zips_that_are_refused_in_a_sentence(tmp_path, blob, said):
+    for read in (lambda: image_folder(blob, 8), lambda: unpack_pictures(blob, tmp_path), lambda: content_digest(blob)):
+        with pytest.raises(ValueError, match=said) as e:
+            read()
+        assert str(tmp_path) not in str(e.value) and "\n" not in str(e.value)
+    assert not listing(tmp_path)
+
+
+def test_many_empty_entries_are_seen_through(tmp_path):
+    empty = lambda n: packed([(f"{'ab'[i % 2]}/{i}.png", b"") for i in range(n)])
+    said = r"class 'a' has 0 pictures.*3,000 unreadable pictures were left out \(the file is empty\)"
+    with pytest.raises(ValueError, match=said):
+        image_folder(empty(3000), 8, skip_unreadable=True)
+    with pytest.raises(ValueError, match="20,001 files: give its path"):
+        unpack_pictures(empty(20_001), tmp_path)
+    assert not listing(tmp_path)
+
+
+def test_a_damaged_entry_is_one_unreadable_picture():
+    blob = bytearray(as_zip("{c}/{i}.png"))
+    blob[60] ^= 1  # in the first picture's bytes
+    with pytest.raises(ValueError, match="a/0.png cannot be read as a picture .*CRC"):
+        image_folder(bytes(blob), 8)
+    with pytest.warns(UserWarning, match="1 unreadable picture was"):
+        assert sum(counts(image_folder(bytes(blob), 8, skip_unreadable=True))) == 7
+
+
+# What a folder is
+
+
+def test_the_digest_is_of_what_is_read_and_of_nothing_else(tmp_path):
+    root = put(tmp_path / "here", *(f"{c}/{i}.png" for c in "ab" for i in range(4)))
+    digest = content_digest(root)
+    assert len(digest) == 64 and content_digest(str(root) + "/") == digest == content_digest(archive(root))
+    moved = shutil.copytree(root, tmp_path / "else" / "where")
+    os.utime(moved / "a" / "0.png", (1, 1))
+    (moved / "a" / ".DS_Store").write_bytes(b"x"), (moved / "README.md").write_text("x"), put(moved, "loose.png")
+    assert content_digest(moved) == digest
+    changes = [
+        lambda r: put(r, "b/9.png"), lambda r: (r / "a/0.png").unlink(), lambda r: (r / "a/0.png").rename(r / "a/9.png"),
+        lambda r: (r / "a/0.png").rename(r / "b/9.png"), lambda r: (r / "a").rename(r / "c"), lambda r: put(r, "c/0.png"),
+        lambda r: (r / "a/0.png").write_bytes((r / "a/1.png").read_bytes()),
+    ]  # fmt: skip
+    seen = {digest}
+    for i, change in enumerate(changes):
+        change(shutil.copytree(root, tmp_path / str(i)))
+        seen.add(content_digest(tmp_path / str(i)))
+    assert len(seen) == len(changes) + 1
+
+
+def test_the_digest_remembers_files_and_notices_a_change_that_keeps_size_and_date(tmp_path, monkeypatch):
+    root = put(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(4)))
+    monkeypatch.setattr("sft_nb.data.time", SimpleNamespace(time=lambda: time.time() + 60))  # as if a minute had passed
+    digest, path = content_digest(root), root / "a" / "0.png"
+    reads = []
+    monkeypatch.setattr("sft_nb.data.hashlib.sha256", lambda *a, real=hashlib.sha256: reads.append(a) or real(*a))
+    assert content_digest(root) == digest and len(reads) == 1  # the whole alone: no file is hashed again
+    stat, blob = path.stat(), bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    time.sleep(0.02)
+    path.write_bytes(blob)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns and content_digest(root) != digest
+
+
+def test_a_home_folder_is_found_by_its_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "pics", *(f"{c}/{i}.png" for c in "ab" for i in range(4)))
+    (tmp_path / "z.zip").write_bytes(archive(tmp_path / "pics"))
+    assert load_split("~/pics", size=8).train.x.shape[-1] == 8 == load_split("~/z.zip", size=8).train.x.shape[-1]
+    assert content_digest("~/pics") == content_digest(tmp_path / "pics") and count_pictures("~/pics") == 8
+    assert read_picture("~/pics/a/0.png", 8).shape == (3, 8, 8)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        cifar10("~/nothing")
+
+
+# Sets as people have them
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16, bool, list])
+def test_images_and_loaders_take_arrays_and_labels_of_any_width(dtype):
+    x, y = tagged(4), torch.tensor([0, 1, 1, 0])
+    labels = y.tolist() if dtype is list else y.numpy().astype(dtype)
+    for pictures in (x.numpy(), x.numpy().transpose(0, 2, 3, 1), x.permute(0, 2, 3, 1)):
+        ds = Images(pictures, labels)
+        assert torch.equal(ds.x, x) and torch.equal(ds.y, y) and ds.y.dtype == torch.int64
+    feats = np.arange(8, dtype=np.float32).reshape(4, 2)
+    sets = [
+        SimpleNamespace(x=feats, y=labels),
+        (feats, labels),
+        torch.utils.data.TensorDataset(torch.tensor(feats), y.int()),
+    ]
+    for ds in sets:
+        ((xb, yb),) = Loader(ds, 4)
+        assert torch.equal(xb, torch.tensor(feats)) and torch.equal(yb, y) and yb.dtype == torch.int64
+
+
+def test_what_is_no_set_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="a set in memory has x and y"):
+        Loader(torch.utils.data.Subset([(0, 0)], [0]))
+    with pytest.raises(ValueError, match="labels must be whole numbers from 0"):
+        Images(tagged(2), ["cat", "dog"])
+    ds = numbered(3)
+    assert Loader(ds).ds is ds
+
+
+def test_a_cifar_batch_that_is_far_too_large_is_not_read(tmp_path, blobs):
+    official = unpack(tmp_path, blobs)
+    with (tmp_path / "cifar-10-batches-py" / "data_batch_1").open("wb") as f:
+        f.truncate(1 << 40)  # a terabyte of nothing
+    with pytest.raises(ValueError, match=r"data_batch_1 is not the published file \(it is far too large\)"):
+        cifar10(tmp_path, valid=10, official=official)
 
 
 # By name -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from test_models import hub, publish  # noqa: F401  (fixtures)
 from torch import nn
 
 from sft_nb import store
-from sft_nb.data import Images, Loader, cifar10, image_folder
+from sft_nb.data import Images, Loader, cifar10, image_folder, read_picture
 from sft_nb.features import Cache, cache_key, cached
 from sft_nb.models import read_weights
 from sft_nb.peft import load_delta, save_delta
@@ -213,6 +214,87 @@ def test_a_forged_checkpoint_is_a_state_or_a_sentence(tmp_path):
         seen[outcome(read, None, path)] += 1
     print(f"\nforged: {seen}")
     assert seen["named"] > 50 and seen["silent"] > 50  # other numbers in a valid file: nothing can know them
+
+
+# Formats
+
+
+def programs():
+    "Files that Pillow knows, or hands to another program, by the format that reads them."
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{ } loop\n%%EOF\n"
+    binary = b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(eps).to_bytes(4, "little") + bytes(20) + eps
+    icns_iptc = b"\x1c\x03\x0a\x00\x01\x01"
+    return {
+        "EPS": eps, "EPS in DOS's wrapping": binary, "PS": eps[:14] + eps[23:], "PDF": b"%PDF-1.4\n" + bytes(64),
+        "WMF": b"\xd7\xcd\xc6\x9a" + bytes(60), "EMF": b"\x01\0\0\0" + bytes(36) + b" EMF" + bytes(60),
+        "FPX": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "IPTC": icns_iptc + bytes(40), "GRIB": b"GRIB" + bytes(3) + b"\1" + bytes(60),
+        "BUFR": b"BUFR" + bytes(60), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(60), "MPEG": b"\0\0\1\xb3" + b"\x01\x00\x10" + bytes(60),
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "XPM": b"/* XPM */" + bytes(60),
+    }  # fmt: skip
+
+
+def written():
+    "A small picture in every format that Pillow writes."
+    Image.init()
+    for name in sorted(Image.SAVE):
+        for mode in ("RGB", "L", "P", "1", "F"):
+            f = io.BytesIO()
+            try:
+                Image.effect_mandelbrot((16, 16), (-2, -1, 1, 1), 9).convert(mode).save(f, name)
+            except Exception:
+                continue
+            yield name, f.getvalue()
+            break
+
+
+FORMATS_OF_PILLOW = [*programs().items(), *written()]
+
+
+@pytest.mark.parametrize(("name", "blob"), FORMATS_OF_PILLOW, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_format_that_pillow_knows_is_read_right_or_refused_and_runs_nothing(name, blob, tmp_path, monkeypatch):
+    mark = tmp_path / "it ran"
+    for program in ("gs", "gswin32c", "gswin64c", "magick", "convert"):
+        (tmp_path / program).write_text(f"#!/bin/sh\ntouch '{mark}'\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "x.png").write_bytes(blob)
+    started = []
+    for at, call in ((subprocess, "Popen"), (os, "system"), (os, "startfile")):
+        monkeypatch.setattr(at, call, lambda *a, **k: started.append(a), raising=False)
+    want = torch.from_numpy(np.array(Image.effect_mandelbrot((16, 16), (-2, -1, 1, 1), 9).convert("RGB"))).permute(
+        2, 0, 1
+    )
+    try:
+        got = read_picture(tmp_path / "x.png", 16)
+    except ValueError as e:
+        assert str(e).startswith("it is in none of the formats JPEG, ") and name not in (
+            "PNG",
+            "JPEG",
+            "GIF",
+            "TIFF",
+            "BMP",
+            "WEBP",
+        )
+    else:
+        assert name in ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF"), (
+            name
+        )
+        assert (got.float() - want.float()).abs().mean() < 12
+    assert not mark.exists() and not started
+
+
+def test_the_postscript_would_have_run(tmp_path, monkeypatch):
+    "Where Ghostscript is installed, here a stand-in for it, Pillow alone starts it for a file called x.png."
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    monkeypatch.setattr(EpsImagePlugin, "has_ghostscript", lambda: True)
+    monkeypatch.setattr(subprocess, "check_call", lambda command, **kwargs: started.append(command))
+    (tmp_path / "x.png").write_bytes(programs()["EPS"])
+    with pytest.raises(OSError), Image.open(tmp_path / "x.png") as im:
+        im.load()
+    assert started and started[0][0] == "gs"
 
 
 # Bombs

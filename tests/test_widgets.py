@@ -26,13 +26,13 @@ from torch import nn
 
 from sft_nb import cli, experiments, pictures, sessions
 from sft_nb.dashboard import Panel
-from sft_nb.data import TASKS, Loader, load_split, read_picture
+from sft_nb.data import TASKS, Loader, load_split, read_picture, unpack_pictures
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.peft import add_lora
-from sft_nb.pictures import OwnPictures, learn_pictures, name_picture, unpack_pictures
+from sft_nb.peft import add_lora, save_delta
+from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
 from sft_nb.sessions import Session, Worker, block_table
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
@@ -574,11 +574,14 @@ def test_the_same_pictures_in_a_zip_learn_the_same(tmp_path):
     files = {f"mine/{p.relative_to(root).as_posix()}": p.read_bytes() for p in root.rglob("*.png")}
     own = OwnPictures()
     upload(
-        own.board.upload, zipped(files | {"__MACOSX/mine/._0.png": b"x", "mine/.DS_Store": b"x", "../../out.png": b"x"})
+        own.board.upload, zipped(files | {"__MACOSX/mine/._0.png": b"x", "mine/.DS_Store": b"x", "../../out.txt": b"x"})
     )
     own.board.learn.click()
     assert torch.equal(own.learned.logits, learn_pictures(root).logits)
-    assert own.board.upload.value == () and not (tmp_path.parent / "out.png").exists()
+    assert "from x" in own.board.said.value and not (tmp_path.parent / "out.txt").exists()
+    own.board.pretrained.value = "pocket-hue"
+    own.board.learn.click()  # the zip is still there, for another network
+    assert torch.equal(own.learned.logits, learn_pictures(root, "pocket-hue").logits)
 
 
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
@@ -604,21 +607,118 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
     (root / "kind 0" / "broken.png").write_bytes(b"no picture")
     b.folder.value = str(root)
     b.learn.click()
-    assert "learned" in said() and "left out" in b.report.value and "broken.png" in b.report.value
+    assert "learned" in said() and "left out" in b.report.value and "kind 0/broken.png" in b.report.value
     upload(b.picture, b"no picture")
-    assert "cannot be read as a picture" in said()
-    upload(b.picture, bytes(8_000_001), "huge.png")
-    assert "huge.png has 8 MB" in said()
-    monkeypatch.setitem(pictures._MOST, "pictures", 10_000)
+    assert "cannot be read as a picture" in said() and " at 0x" not in said()
+    monkeypatch.setattr(pictures, "_MOST", 10_000)
     b.learn.click()
     assert "take a smaller folder" in said()
 
 
+def test_what_stands_on_the_panel_is_about_what_was_done_last(tmp_path):
+    own = OwnPictures(folder(tmp_path / "mine"))
+    b, said = own.board, lambda: own.board.said.value
+    b.learn.click()
+    upload(b.picture, (tmp_path / "mine" / "kind 1" / "2.png").read_bytes())
+    assert b.report.value and b.named.value
+    upload(b.picture, b"no picture")
+    assert not b.named.value and b.report.value  # the report is about the model, which is the same
+    before = own.learned
+    upload(b.upload, b"no zip", "odd.zip")
+    assert b.folder.value == ""  # the zip counts, and nothing else names a folder
+    b.learn.click()
+    assert "this is no zip" in said() and "kind 0, kind 1, kind 2" in said() and own.learned is before
+    assert not b.report.value and b.upload.value == ()  # no old matrix under a new error; the field is free again
+    upload(b.upload, b"no zip", "odd.zip")
+    b.folder.value = str(tmp_path / "mine")
+    assert b.upload.value == ()
+    b.learn.click()
+    assert "learned kind 0" in said() and b.report.value
+
+
+def test_a_kept_file_names_its_own_classes_after_a_restart(tmp_path):
+    own, b = OwnPictures(folder(tmp_path / "mine")), None
+    own.board.learn.click()
+    own.board.file.value = str(tmp_path / "mine.safetensors")
+    own.board.save.click()
+    picture = (tmp_path / "mine" / "kind 1" / "2.png").read_bytes()
+    later = OwnPictures(pretrained="pocket-hue")
+    b = later.board
+    b.file.value = own.board.file.value
+    b.load.click()
+    assert later.learned.classes == own.learned.classes and b.pretrained.value == "pocket"
+    assert "pocket that tells apart kind 0, kind 1, kind 2" in b.said.value
+    assert name_picture(later.learned, picture) == name_picture(own.learned, picture)
+    upload(b.picture, picture)
+    assert "this looks like kind" in b.said.value
+    other = OwnPictures(folder(tmp_path / "two", classes=2))
+    other.board.learn.click()
+    other.board.file.value = own.board.file.value
+    other.board.load.click()  # tomatoes are not called apples
+    assert other.learned.classes == own.learned.classes and not other.board.report.value
+    b.save.click()
+    assert digest(load_pictures(b.file.value).model.state_dict()) == digest(own.learned.model.state_dict())
+
+
+def test_a_file_without_names_or_with_nothing_is_refused(tmp_path):
+    learned = learn_pictures(folder(tmp_path / "mine"))
+    save_delta(tmp_path / "old.safetensors", learned.model, learned.pre)
+    own = OwnPictures()
+    for name, words in (("old.safetensors", "does not name its classes"), ("none", "none"), ("mine", "mine")):
+        own.board.file.value = str(tmp_path / name)
+        own.board.load.click()
+        assert words in own.board.said.value and own.learned is None
+    own.board.file.value = " "
+    own.learned = learned
+    for button in (own.board.save, own.board.load):
+        button.click()
+        assert "give the file a name" in own.board.said.value
+
+
+def test_names_of_classes_are_escaped_once_and_folds_carry_the_names(tmp_path):
+    root = folder(tmp_path / "mine", classes=2)
+    (root / "kind 0").rename(root / "a < b & c")
+    (root / "kind 1" / "<i>.png").write_bytes(b"no picture")
+    report = pictures._report(learn_pictures(root))
+    assert "a &lt; b &amp; c" in report and "&amp;lt;" not in report and "<i>" not in report
+    assert "<details><summary>1 unreadable picture was left out (it is in none of the formats" in report
+    assert "</summary>kind 1/&lt;i&gt;.png</details>" in report and str(tmp_path) not in report
+
+
+def test_the_field_offers_folders_and_zips_beside_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "mine")
+    (tmp_path / "more.zip").write_bytes(zipped({f"{c}/{i}.png": b"" for c in "ab" for i in range(3)}))
+    (tmp_path / ".hidden").mkdir()
+    own = OwnPictures()
+    assert own.board.folder.options == ("mine", "more.zip")
+    own.board.folder.value = "mine"
+    own.board.learn.click()
+    assert "learned kind 0" in own.board.said.value
+    own.board.folder.value = "more.zip"
+    own.board.learn.click()
+    assert "class &#x27;a&#x27; has 0 pictures" in own.board.said.value and "the file is empty" in own.board.said.value
+
+
+def test_every_field_of_the_panel_has_a_name():
+    seen = []
+    walk = lambda w: [seen.append(w), *map(walk, getattr(w, "children", ()))]
+    walk(OwnPictures().box)
+    named = [w for w in seen if hasattr(w, "description") and not isinstance(w, W.HTML)]
+    assert len(named) == 8 and all(w.description.strip() for w in named)
+
+
+def test_a_folder_is_read_at_the_size_of_its_network(tmp_path):
+    learned = learn_pictures(folder(tmp_path / "mine"))
+    assert learned.size == learned.pre.size == learned.test.x.shape[-1] == 32
+
+
 def test_a_zip_that_unfolds_too_far_writes_nothing(tmp_path):
-    bomb = zipped({f"a/{i}.png": bytes(30_000_000) for i in range(4)})
+    bomb = zipped({f"{'ab'[i % 2]}/{i}.png": bytes(30_000_000) for i in range(4)})
     assert len(bomb) < 1_000_000
-    with pytest.raises(ValueError, match="unfolds to 120 MB"):
-        unpack_pictures(bomb, tmp_path)
+    for read in (lambda: unpack_pictures(bomb, tmp_path), lambda: learn_pictures(bomb)):
+        with pytest.raises(ValueError, match="unfolds to 120 MB"):
+            read()
     assert not list(tmp_path.iterdir())
 
 
