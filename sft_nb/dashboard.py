@@ -58,10 +58,14 @@ def _standing(session):
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 
-_STATE = """<style>.jupyter-widgets-disconnected .sft-state, .sft-gone {{ display: none }}
-.jupyter-widgets-disconnected .sft-gone {{ display: block }}</style>
-<b class="sft-state" role="status">{}</b><b class="sft-gone">The kernel of this panel has ended, and the training
-with it. Run the notebook's cells again.</b>"""  # the page marks what has lost its kernel: only the page can say so
+_GONE = """<style>.jupyter-widgets-disconnected .sft-live, .sft-gone { display: none }
+.jupyter-widgets-disconnected .sft-gone { display: block }</style><b class="sft-gone">The kernel of this panel has
+ended, and the training with it. Run the notebook's cells again.</b>"""  # what has lost its kernel only the page can say
+
+
+def _live(text, tag="span"):
+    "Text that holds as long as the kernel lives."
+    return f'<{tag} class="sft-live" role="status">{escape(text)}</{tag}>'
 
 
 def _chosen(y, n=8):
@@ -98,14 +102,15 @@ class _Board:
         self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
         self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
         said, what, state, *rest = self.parts.values()
+        gone = W.HTML(_GONE)
         buttons = W.HBox([*self.buttons.values()], layout=W.Layout(flex_flow="row wrap"))
-        self.box = W.VBox([buttons, said, what, state, self.bar, *rest])
+        self.box = W.VBox([buttons, gone, said, what, state, self.bar, *rest])
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
     "Show how things are; pictures and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
-    shown = dict(said=escape(said), state=_STATE.format(escape(state)), where=escape(where))
+    shown = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
     shown["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
         shown["what"] = f"<code>{escape(as_code(session.config))}</code>"
@@ -203,7 +208,7 @@ class Panel(_Watcher):
         super().__init__(what)
         self.every = every
         if isinstance(what, Controls):
-            what.hold("budget", 1, "a panel trains one candidate; `run` and the command of a terminal can try several")
+            what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
         if self.session is None and isinstance(under_way(), Session):
             self.session = under_way()
             self.say("this training was under way when the panel was made: it goes on, and the panel watches it")

@@ -32,6 +32,23 @@ from .models import TransferModel, architecture, find_head, take_apart
 from .plots import COLOURS
 from .strategies import scaled, strategy
 
+# %% ../nbs/16_widgets.ipynb #16c0de13
+_MEND = """const say = () => this.closest('.sft-box').querySelectorAll('.widget-slider, select').forEach(e => {
+  e.setAttribute('data-lm-suppress-shortcuts', 'true');
+  const handle = e.querySelector('[role=slider]'), label = e.querySelector('label');
+  if (handle && label) handle.setAttribute('aria-label', label.textContent) });
+[0, 300, 2000].forEach(t => setTimeout(say, t))"""
+
+
+def _framed(box):
+    "The same widget on a page: its sliders have names, and the arrow keys in its lists are not JupyterLab's."
+    import ipywidgets as W
+
+    mend = W.HTML(f'<img alt="" src="data:," onerror="{_MEND}">', layout=W.Layout(display="none"))
+    frame = W.VBox([box, mend])
+    frame.add_class("sft-box")
+    return frame
+
 # %% ../nbs/16_widgets.ipynb #16c0de10
 @dataclass(frozen=True)
 class View:
@@ -42,9 +59,19 @@ class View:
 
     def _repr_mimebundle_(self, **kwargs):
         plain = {"text/plain": "Controls and buttons: run this cell in Jupyter."}
-        return self.box._repr_mimebundle_(**kwargs) | plain | self.still()
+        return _framed(self.box)._repr_mimebundle_(**kwargs) | plain | self.still()
 
 # %% ../nbs/16_widgets.ipynb #16c0de12
+def _png(drawn):
+    "A figure, or the figure of Axes, as PNG; it is closed."
+    from matplotlib.pyplot import close
+
+    png, fig = io.BytesIO(), getattr(drawn, "figure", drawn)
+    fig.savefig(png, format="png")
+    close(fig)
+    return png.getvalue()
+
+
 def still_picture(
     drawn,  # A figure, its Axes, or a string: a curve of `svg_curve`, other SVG, or HTML
     *below: str,  # More curves, to stand below the first
@@ -54,37 +81,17 @@ def still_picture(
         drawn = _figure([drawn, *below])
     if isinstance(drawn, str):
         return {"image/svg+xml" if drawn.lstrip().startswith("<svg") else "text/html": drawn}
-    from matplotlib.pyplot import close
-
-    png, fig = io.BytesIO(), getattr(drawn, "figure", drawn)
-    fig.savefig(png, format="png")
-    close(fig)
-    return {"image/png": base64.b64encode(png.getvalue()).decode()}
+    small = io.BytesIO()
+    image = Image.open(io.BytesIO(_png(drawn)))
+    image.convert("RGB").quantize(64).save(small, format="png", optimize=True)  # a third of the size or less
+    return {"image/png": base64.b64encode(small.getvalue()).decode()}
 
 
 def _html(drawn, about=""):
     "The drawing for a widget."
     if isinstance(drawn, str):
         return drawn
-    return f'<img alt="{escape(about)}" src="data:image/png;base64,{still_picture(drawn)["image/png"]}">'
-
-# %% ../nbs/16_widgets.ipynb #16c0de13
-_NAMES = """const box = this.closest('.sft-box');
-const say = () => box.querySelectorAll('.widget-slider, select').forEach(e => {
-  e.setAttribute('data-lm-suppress-shortcuts', 'true');
-  const handle = e.querySelector('[role=slider]'), label = e.querySelector('label');
-  if (handle && label) handle.setAttribute('aria-label', label.textContent) });
-[0, 300, 2000].forEach(t => setTimeout(say, t))"""
-
-
-def _box(kids):
-    "Widgets below each other. ipywidgets gives no slider a name, and JupyterLab takes the arrow keys of a list for itself: the hidden image mends both in the page."
-    import ipywidgets as W
-
-    mend = W.HTML(f'<img alt="" src="data:," onerror="{_NAMES}">', layout=W.Layout(display="none"))
-    box = W.VBox([*kids, mend])
-    box.add_class("sft-box")
-    return box
+    return f'<img alt="{escape(about)}" src="data:image/png;base64,{base64.b64encode(_png(drawn)).decode()}">'
 
 # %% ../nbs/16_widgets.ipynb #16c0de11
 def play(
@@ -113,8 +120,8 @@ def play(
         w.description = w.description or n.replace("_", " ")
         w.observe(follow, "value")
     first = drawn()  # an error of the very first drawing is raised
-    shown.value, still = _html(first, about), still_picture(first)
-    return View(_box([*kids.values(), shown]), lambda: still)
+    shown.value = _html(first, about)
+    return View(W.VBox([*kids.values(), shown]), lambda: still_picture(first))
 
 # %% ../nbs/16_widgets.ipynb #16c0de40
 def _scale(low, high, start, end):
@@ -144,12 +151,13 @@ class Curve(str):
 
 
 def _on(ax, points, title, end, line, label, top):
-    "The same curve by matplotlib."
+    "The same curve by matplotlib, to which a dollar sign would mean a formula."
+    plain = lambda text: text.replace("$", r"\$")
     ax.plot(*zip(*points, strict=True) if points else ([], []), color=COLOURS["blue"], linestyle="-")
     if line is not None:
-        ax.plot([0, end], [line, line], color=COLOURS["vermilion"], linestyle="--", label=label)
-        ax.legend(loc="upper right")
-    ax.set(title=title, xlabel="step", xlim=(0, max(1, end)), ylim=(min(0, ax.get_ylim()[0]), top))
+        ax.plot([0, end], [line, line], color=COLOURS["vermilion"], linestyle="--")
+        ax.annotate(plain(label), (end, line), ha="right", va="bottom", color=COLOURS["vermilion"])
+    ax.set(title=plain(title), xlabel="step", xlim=(0, max(1, end)), ylim=(min(0, ax.get_ylim()[0]), top))
 
 
 def _figure(curves):
@@ -304,7 +312,7 @@ def _note(problem, help=""):
 
 def _to_copy(lines):
     "Text to copy, under a heading each; a click selects one whole."
-    look = "white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; line-height: 1.4; margin: 0 0 .5em"
+    look = "white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; user-select: all; line-height: 1.4; margin: 0 0 .5em"
     return "".join(f'<div>{escape(n)}</div><pre style="{look}">{escape(text)}</pre>' for n, text in lines.items())
 
 # %% ../nbs/16_widgets.ipynb #16c0de34
@@ -319,7 +327,8 @@ class Controls:
         self._beside = {n: W.HTML(layout=beside) for n in self.parts}
         self.code = self.command = ""  # The same as Python and for a terminal; empty while something is wrong
         self._to_copy, row = W.HTML(), W.Layout(flex_flow="row wrap")
-        self.box = _box([*(W.HBox([self.parts[n], self._beside[n]], layout=row) for n in self.parts), self._to_copy])
+        rows = (W.HBox([self.parts[n], self._beside[n]], layout=row) for n in self.parts)
+        self.box = W.VBox([*rows, self._to_copy])
         for part in self.parts.values():
             part.observe(self._follow, "value")
         self.value = config
