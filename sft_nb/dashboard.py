@@ -8,18 +8,19 @@ __all__ = ['Panel']
 # %% ../nbs/22_dashboard.ipynb #22c0de01
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from html import escape
 
 from .core import sentence
 from .evaluation import interval
 from .experiments import Config, forecast
-from .sessions import REFUSALS, RandomStream, Session, stop_others
-from .widgets import Controls, View, gallery, html_table, misfits, svg_curve, thumbnail
+from .sessions import REFUSALS, RandomStream, Session, under_way
+from .widgets import Controls, View, as_code, gallery, html_table, misfits, still_picture, svg_curve, thumbnail
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
 def _curves(session, title=""):
-    "Loss and validation accuracy of a session, one below the other in a single drawing."
+    "Loss and validation accuracy of a session, a curve each."
     end = max(session.total, 1)
     best = session.best
     loss = svg_curve(
@@ -28,27 +29,21 @@ def _curves(session, title=""):
     )  # fmt: skip
     return loss, svg_curve(session.valid, "accuracy on validation pictures", end, top=1.0)
 
-
-def _both(session):
-    "The two curves in one drawing."
-    loss, valid = _curves(session, f"{session.config.strategy}: ")
-    valid = valid.replace("<svg", '<svg y="210"', 1)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 420" width="420" height="420">{loss}{valid}</svg>'
-
 # %% ../nbs/22_dashboard.ipynb #16c0de5a
 def _run_row(r):
     "A line of the table of runs."
-    low, high = interval(round(r.accuracy * r.n), r.n)
+    c, (low, high) = r.config, interval(round(r.accuracy * r.n), r.n)
     return dict(
-        strategy=r.config.strategy, task=r.config.task, shots=r.config.shots, chosen=r.chosen, valid=r.valid,
-        test=f"{r.accuracy:.3f} ({low:.3f} to {high:.3f})", loss=r.loss, learned=r.trained, seconds=r.seconds,
+        strategy=c.strategy, theta_pre=c.pretrained, task=c.task, shots=c.shots, epochs=c.epochs, seed=c.seed,
+        chosen=r.chosen, valid=r.valid, test=f"{r.accuracy:.3f} ({low:.3f} to {high:.3f})", loss=r.loss,
+        learned=r.trained, seconds=r.seconds,
     )  # fmt: skip
 
 
 def _block_row(row):
     learns = {0: "frozen", row["parameters"]: "learns"}.get(row["learns"], f"{row['learns']:,} learn")
     return {
-        "block": row["block"], "parameters": row["parameters"], "": learns, "‖θ − θ_pre‖": row["distance"],
+        "block": row["block"], "parameters": row["parameters"], "state": learns, "‖θ − θ_pre‖": row["distance"],
         "buffers": row["buffers"], "buffers that moved": row["moved"],
     }  # fmt: skip
 
@@ -63,14 +58,30 @@ def _standing(session):
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 
-def _samples(session, pictures):
+_GONE = """<style>.jupyter-widgets-disconnected .sft-live, .sft-gone { display: none }
+.jupyter-widgets-disconnected .sft-gone { display: block }</style><b class="sft-gone">The kernel of this panel has
+ended, and the training with it. Run the notebook's cells again.</b>"""  # what has lost its kernel only the page can say
+
+
+def _live(text, tag="span"):
+    "Text that holds as long as the kernel lives."
+    return f'<{tag} class="sft-live" role="status">{escape(text)}</{tag}>'
+
+
+def _chosen(y, n=8):
+    "Where the first pictures of every class stand, and then the second ones, until there are n."
+    seen, turns = Counter(), []
+    for i, c in enumerate(y.tolist()):
+        turns.append((seen[c], c, i))
+        seen[c] += 1
+    return [i for *_, i in sorted(turns)[:n]]
+
+
+def _samples(session, pictures, chosen):
     "Some validation pictures, and what the model takes them for."
-    task = session.setting.task
-    taken = session.logits[: len(pictures)].argmax(1).tolist()
-    captions = [
-        f"{task.classes[y]}: right" if y == z else f"{task.classes[y]}: takes it for {task.classes[z]}"
-        for y, z in zip(task.valid.y.tolist(), taken, strict=False)
-    ]
+    classes, y = session.setting.task.classes, session.setting.task.valid.y
+    told = {i: (int(y[i]), int(session.logits[i].argmax())) for i in chosen}
+    captions = [f"{classes[a]}: " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
     return gallery(pictures, captions)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de52
@@ -78,7 +89,6 @@ _ABOUT = dict(
     start="Train from the beginning", pause="Rest after this step", resume="Go on from where it rests",
     stop="End after this step; what was learned is kept", forecast="Measure a few steps, and say what all will take",
 )  # fmt: skip
-_OPEN = dict(pause=["running"], resume=["paused", "stopped"], stop=["running", "paused"])  # in which states
 
 
 class _Board:
@@ -89,30 +99,33 @@ class _Board:
 
         names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
         self.buttons = {n: W.Button(description=names[n], tooltip=text) for n, text in _ABOUT.items()}
-        self.parts = {n: W.HTML() for n in ("said", "state", "where", "curves", "samples", "blocks", "runs")}
-        self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="100%"))
-        said, state, *rest = self.parts.values()
-        self.box = W.VBox([W.HBox([*self.buttons.values()]), said, state, self.bar, *rest])
+        self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
+        self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
+        said, what, state, *rest = self.parts.values()
+        gone = W.HTML(_GONE)
+        buttons = W.HBox([*self.buttons.values()], layout=W.Layout(flex_flow="row wrap"))
+        self.box = W.VBox([buttons, gone, said, what, state, self.bar, *rest])
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
     "Show how things are; pictures and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
-    shown = dict(said=escape(said), state=f'<b role="status">{escape(state)}</b>', where=escape(where))
+    shown = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
     shown["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
+        shown["what"] = f"<code>{escape(as_code(session.config))}</code>"
         shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):
             board.due = now + 1
             if board.look is None or board.look[0] != look[0]:
-                board.pictures = [*map(thumbnail, session.setting.task.valid.x[:8])]
-            board.look, shown["samples"] = look, _samples(session, board.pictures)
+                valid = session.setting.task.valid
+                board.chosen = _chosen(valid.y)
+                board.pictures = [*map(thumbnail, valid.x[board.chosen])]
+            board.look, shown["samples"] = look, _samples(session, board.pictures, board.chosen)
             shown["blocks"] = html_table([_block_row(row) for row in session.blocks])
     for name, text in shown.items():
         board.parts[name].value = text
-    for name, states in _OPEN.items():
-        board.buttons[name].disabled = session is None or session.state not in states
 
 # %% ../nbs/22_dashboard.ipynb #16c0de53
 def _start(panel):
@@ -132,7 +145,8 @@ def _forecast(panel):
         return "a forecast measures, and needs the machine for itself: pause or stop the training first"
     with RandomStream():
         cost = forecast([replace(panel.config(), budget=1)])
-    return f"about {cost.seconds:.0f} s, and {cost.peak_bytes / 1e6:.0f} MB beside the pictures"
+    seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
+    return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the pictures"
 
 
 def _to_session(name):
@@ -146,9 +160,18 @@ class _Watcher:
     "Looks at a session several times a second, from a thread of its own, and fills a board."
 
     def __init__(self, what):
-        self.what, self.session, self.records, self.said = what, what if isinstance(what, Session) else None, [], ""
+        self.what, self.session, self.records = what, what if isinstance(what, Session) else None, []
+        self.said, self._said_of = "", ""  # The last answer, and the state that it was given in
         self.board, self._lock, self._turn = _Board(), threading.RLock(), 0
         self.box = self.board.box
+
+    def _state(self):
+        return self.session.state if self.session else "ready"
+
+    def say(self, text: str) -> None:
+        "Show an answer for as long as the state is what it is now."
+        self.said, self._said_of = text, self._state()
+        self.refresh()
 
     def refresh(self) -> None:
         "Show how things are now."
@@ -156,7 +179,7 @@ class _Watcher:
             s = self.session
             if s is not None and s.record is not None and not any(r is s.record for r in self.records):
                 self.records.append(s.record)
-            _fill(self.board, s, self.said, self.records)
+            _fill(self.board, s, self.said if self._said_of == self._state() else "", self.records)
 
     def _look(self, turn):
         while self._turn == turn and self.session.state in ("running", "paused"):
@@ -184,7 +207,11 @@ class Panel(_Watcher):
     ):
         super().__init__(what)
         self.every = every
-        stop_others(self.session, "stopped, because another panel was made")
+        if isinstance(what, Controls):
+            what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
+        if self.session is None and isinstance(under_way(), Session):
+            self.session = under_way()
+            self.say("this training was under way when the panel was made: it goes on, and the panel watches it")
         for name, button in self.board.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
         self.watch()
@@ -197,15 +224,17 @@ class Panel(_Watcher):
 
     def still(self) -> dict:
         "What stands for it where no widget can live: the curves."
-        return {"image/svg+xml": _both(self.session)} if self.session else {"text/markdown": "A panel, not started."}
+        if self.session is None:
+            return {"text/markdown": "A panel, not started."}
+        return still_picture(*_curves(self.session, f"{self.session.config.strategy}: "))
 
     def press(self, name: str) -> str:
         "What a button does (start, pause, resume, stop or forecast); what happened, in a sentence."
-        self.said = {"forecast": "measuring ..."}.get(name, "")
-        self.refresh()
+        self.say({"forecast": "measuring ..."}.get(name, ""))
         try:
-            self.said = _BUTTONS[name](self)
+            said = _BUTTONS[name](self)
         except (ValueError, OSError, FloatingPointError) as e:
-            self.said = sentence(e)
+            said = sentence(e)
+        self.say(said)
         self.watch()
-        return self.said
+        return said

@@ -9,11 +9,14 @@ import sys
 import time
 import urllib.request
 import zipfile
+from importlib.resources import files
 from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image
+
+from sft_nb.experiments import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
@@ -75,6 +78,11 @@ def browser():
         chrome.close()
 
 
+def tell(what):
+    "A line at once: these tests take minutes, and nobody likes to wait before an empty screen."
+    print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
+
+
 def menu(page, *names):
     "A menu, and an entry of it."
     page.click(f'.lm-MenuBar-item:has-text("{names[0]}")')
@@ -88,6 +96,7 @@ def idle(page, seconds):
 
 def opened(browser, lab, name):
     "A notebook in a page, its kernel idle."
+    tell(f"opening {name}")
     page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
     page.goto(f"{lab}/lab/tree/{name}?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
@@ -98,6 +107,7 @@ def opened(browser, lab, name):
 
 def run_all(page, lab, name, seconds=300):
     "Run > Run All Cells, save, and the notebook as it was then stored."
+    tell(f"running all cells of {name}")
     menu(page, "Run", "Run All Cells")
     page.wait_for_timeout(1000)
     idle(page, seconds)
@@ -127,36 +137,105 @@ def shown(page, selector):
     raise AssertionError(f"the notebook shows no {selector}")
 
 
-def dark(page):
+def theme(page, name):
     page.click('.lm-MenuBar-item:has-text("Settings")')
     page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).first.hover()
-    page.locator(".lm-Menu-item", has_text=re.compile("^JupyterLab Dark$")).first.click()
-    page.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
+    page.locator(".lm-Menu-item", has_text=re.compile(f"^JupyterLab {name}$")).first.click()
+    light = str(name == "Light").lower()
+    page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
     page.wait_for_timeout(1000)
+
+
+LOOKS = [(1400, "Light"), (800, "Light"), (800, "Dark"), (1400, "Dark")]  # a window of 800 is one of 1,600 at 200 %
+AXE = """async widgets => (await axe.run({include: widgets}, {resultTypes: ['violations']})).violations
+  .filter(v => ['serious', 'critical'].includes(v.impact)).map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))])"""
+WIDE = """e => { const out = e.closest('.jp-OutputArea-output');
+  return [...out.querySelectorAll('.widget-vbox'), out].filter(e => e.scrollWidth > e.clientWidth + 1).length }"""
+SHORT = """e => [...e.querySelectorAll('.slider-container, input, select')].filter(c => c.checkVisibility())
+  .map(c => c.getBoundingClientRect().width).filter(width => width < 60).length"""
+
+
+def looked_at(page, tmp_path, **selectors):
+    "Each widget in two widths and two themes: nothing serious to axe, no scroll bar below it, no control squeezed."
+    pytest.importorskip("axe_playwright_python", reason="pip install -c constraints.txt -e '.[browser]'")
+    page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
+    for width, name in LOOKS:
+        page.set_viewport_size({"width": width, "height": 1000})
+        theme(page, name)
+        for what, selector in selectors.items():
+            tell(f"looking at the {what}, {width} pixels wide, {name.lower()}")
+            box = shown(page, selector)
+            page.wait_for_timeout(2500)  # names come a moment after the drawing
+            page.screenshot(path=tmp_path / f"{what}-{width}-{name}.png")
+            assert not page.evaluate(AXE, [selector]), (what, width, name)
+            assert not box.evaluate(WIDE) and not box.evaluate(SHORT), (what, width, name)
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    theme(page, "Light")
 
 
 def test_the_tour_runs_in_a_browser(browser, lab, tmp_path):
     page = opened(browser, lab, "000_tour.ipynb")
     nb = run_all(page, lab, "000_tour.ipynb")
-    page.screenshot(path=tmp_path / "tour.png")
+    for width, name in LOOKS:
+        page.set_viewport_size({"width": width, "height": 1000})
+        theme(page, name)
+        page.screenshot(path=tmp_path / f"tour-{width}-{name}.png")
     assert not errors(nb) and not not_run(nb)
 
 
-def test_a_slider_is_dragged(browser, lab, tmp_path):
+SLIDERS = ".sft-box:has(.widget-slider):has(svg)"
+CONTROLS = ".sft-box:has(select):has(pre)"
+PANEL = '.sft-box:has(button:has-text("Forecast"))'
+STRATEGIES = list(Config.__dataclass_fields__["strategy"].metadata["known"])
+
+
+def test_a_slider_is_moved_by_its_keys(browser, lab, tmp_path):
     page = opened(browser, lab, "16_widgets.ipynb")
     nb = run_all(page, lab, "16_widgets.ipynb")
     assert not errors(nb) and not not_run(nb)
-    box = shown(page, ".widget-vbox:has(.widget-slider):has(svg)")
-    page.screenshot(path=tmp_path / "light.png")
+    box = shown(page, SLIDERS)
     before = box.locator("svg").first.inner_html()
     handle = box.locator(".noUi-handle").first
+    assert "lr = 0.3" in before and handle.get_attribute("aria-label") == "lr"  # where its cell put it, and with a name
     handle.focus()
-    for _ in range(5):
-        handle.press("ArrowRight")
+    for key in ("ArrowRight", "ArrowUp"):
+        for _ in range(5):
+            handle.press(key)
     page.wait_for_timeout(1000)
-    assert box.locator("svg").first.inner_html() != before
-    dark(page)
-    page.screenshot(path=tmp_path / "dark.png")
+    assert "lr = 0.8" in box.locator("svg").first.inner_html()
+    handle.focus()
+    assert page.evaluate("() => document.activeElement.getAttribute('role')") == "slider"
+    looked_at(page, tmp_path, sliders=SLIDERS, controls=CONTROLS)
+
+
+def test_a_keyboard_sets_the_controls(browser, lab):
+    page = opened(browser, lab, "16_widgets.ipynb")
+    run_all(page, lab, "16_widgets.ipynb")
+    field = lambda name, kind: shown(page, f'.jupyter-widgets:has(> label:text-is("{name}")) {kind}')
+    strategy = field("strategy", "select")
+    assert strategy.input_value() == "full"
+    page.wait_for_timeout(2500)
+    strategy.focus()
+    page.keyboard.press("ArrowUp")
+    page.wait_for_timeout(500)
+    assert strategy.input_value() == STRATEGIES[STRATEGIES.index("full") - 1]
+    assert page.evaluate("() => document.activeElement.tagName") == "SELECT"  # and not another cell
+    shots = field("shots", "input")
+    shots.fill("")
+    shots.focus()
+    page.keyboard.type("1.5")
+    page.keyboard.press("Enter")
+    shown(page, "text=shots must be a whole number from 1 to 100000; got 1.5")
+    assert shots.input_value() == "1.5" and not page.locator("text=sft_nb run").count()
+
+
+def test_before_anything_is_run_the_pictures_are_there(browser, lab):
+    "A notebook just downloaded is not trusted: JupyterLab shows its PNG, and no SVG."
+    for name, alt in (("16_widgets.ipynb", 1), ("22_dashboard.ipynb", 2)):
+        page = opened(browser, lab, name)
+        for _ in range(alt):
+            shown(page, ".jp-OutputArea-output img")
+        page.context.close()
 
 
 def press(page, box, name):
@@ -187,14 +266,11 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     epochs = shown(page, '.jupyter-widgets:has(> label:text-is("epochs")) input')
     epochs.fill("2000")
     epochs.press("Enter")
-    boxes = '.widget-vbox:has(> .widget-hbox button:has-text("Forecast"))'
-    panel = shown(
-        page, f"{boxes}:has-text('linear_probing')"
-    )  # of two panels, the one that has run it: these controls' own
-    page.screenshot(path=tmp_path / "light.png")
+    panel = shown(page, f"{PANEL}:has-text('lp_ft')")
     panel.evaluate(LOOK)
     press(page, panel, "Start")
     until(page, panel, "running")
+    assert "epochs=2000" in panel.locator("code").first.inner_text() and "under way" in panel.inner_text()
     page.wait_for_timeout(1500)
     rate = page.evaluate("() => window.redraws") / 1.5
     press(page, panel, "Pause")
@@ -207,8 +283,15 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
         f"\nPause shown after {1000 * paused:.0f} ms, Stop after {1000 * stopped:.0f} ms, {rate:.1f} redraws a second"
     )
     assert stopped < 3 and rate > 0.5
-    dark(page)
-    page.screenshot(path=tmp_path / "dark.png")
+    assert page.evaluate("() => document.activeElement.textContent") == "Stop"  # the focus stays where it was
+    looked_at(page, tmp_path, controls=CONTROLS, panel=PANEL)
+    panel = shown(page, f"{PANEL}:has-text('lp_ft')")
+    press(page, panel, "Continue")
+    until(page, panel, "running")
+    menu(page, "Kernel", "Restart Kernel…")
+    page.locator(".jp-Dialog button.jp-mod-accept").first.click()
+    panel.locator("text=The kernel of this panel has").wait_for(timeout=30_000)
+    assert not panel.locator("text=running").is_visible() and not panel.locator("text=s left").is_visible()
 
 
 def upload(page, box, button, path):
@@ -244,9 +327,6 @@ def test_without_a_front_end_a_widget_is_its_still_picture():
     assert "widgets" not in nb.metadata
     html, _ = HTMLExporter().from_notebook_node(nb)
     outputs = [o.data for c in nb.cells if c.cell_type == "code" for o in c.outputs if "data" in o]
-    stills = [
-        d["image/svg+xml"]
-        for d in outputs
-        if "Controls and buttons" in d.get("text/plain", "") and "image/svg+xml" in d
-    ]
-    assert stills and html.count("data:image/svg+xml;base64,") >= len(stills)
+    stills = [d for d in outputs if "Controls and buttons" in d.get("text/plain", "") and "image/png" in d]
+    assert stills and html.count("data:image/png;base64,") >= len(stills)
+    assert not [d for d in stills if "image/svg+xml" in d]
