@@ -170,10 +170,11 @@ def test_every_weight_buffer_and_block_of_code_of_a_network():
     told = identity(net)
     for n, t in [*net.named_parameters(), *net.named_buffers()]:
         with torch.no_grad():
+            was = t.view(-1)[-1].clone()
             t.view(-1)[-1] += 1
             assert differs(told, identity(net)).startswith(f"{n}: was "), n
-            t.view(-1)[-1] -= 1
-    assert differs(told, identity(net)) in ("", differs(told, identity(net)))
+            t.view(-1)[-1] = was
+    assert differs(told, identity(net)) == ""
     swapped = copy.deepcopy(net)
     swapped.relu = nn.ReLU6()
     assert "relu: was torch.nn.modules.activation.ReLU" in differs(told, identity(swapped))
@@ -220,7 +221,7 @@ UNSEEN = {
     "numpy's stream": (lambda: functools.partial(print, np.random.default_rng(0)), r"args.\[0\] is a numpy.*other numbers"),
     "an open file": (lambda: functools.partial(print, open(__file__)), r"args.\[0\] is a _io.TextIOWrapper, into which"),
     "a generator": (lambda: functools.partial(sum, (i for i in "ab")), r"args.\[0\] is a builtins.generator"),
-    "no numbers": (lambda: nn.Linear(2, 2, device="meta"), "weight is a torch.nn.parameter.Parameter, whose numbers"),
+    "no numbers": (lambda: nn.Linear(2, 2, device="meta"), "(bias|weight) is a torch.nn.parameter.Parameter, whose numbers"),
     "a set of functions": (lambda: lambda x, s={print, len, test_what_is_told}: x, "default s is a builtins.set, whose order"),
     "nothing to call": (lambda: 3, "3 is not a function"),
 }  # fmt: skip
