@@ -129,13 +129,11 @@ json.dump({{n: identity(made(cell)) for n, (cell, _, _) in EDITS.items()}}, sys.
 
 def test_the_same_in_another_process_whatever_its_hash_seed():
     here = {n: identity(made(cell)) for n, (cell, _, _) in EDITS.items()}
-    for seed in ("1", "77"):
-        code = PROCESS.format(tests=str(Path(__file__).parent))
-        env = os.environ | dict(PYTHONHASHSEED=seed)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        there = json.loads(done.stdout)
-        assert {n: differs(here[n], there[n]) for n in here} == {n: "" for n in here}
+    code, env = PROCESS.format(tests=str(Path(__file__).parent)), os.environ | dict(PYTHONHASHSEED="77")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)
+    assert {n: differs(here[n], there[n]) for n in here} == {n: "" for n in here}
 
 
 def test_the_same_after_use_and_after_travelling():
@@ -180,7 +178,7 @@ def test_every_weight_buffer_and_block_of_code_of_a_network():
     assert "relu: was torch.nn.modules.activation.ReLU" in differs(told, identity(swapped))
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny", "googlenet", "densenet121"])
+@pytest.mark.parametrize("name", ["swin_t", "googlenet", "densenet121"])
 def test_networks_of_other_families(name):
     torch.manual_seed(0)
     a, transform = architecture(name)
