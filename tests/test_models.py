@@ -709,8 +709,8 @@ def test_a_head_with_two_names_leaves_the_backbone_under_both():
 @pytest.mark.parametrize("name", sorted({w.transforms().crop_size[0]: n for n, w in WEIGHTS.items()}.values()))
 def test_the_size_is_the_transforms(name):
     "One network for each size that torchvision's transforms cut to, 224 to 600 and more."
-    state = torch.get_rng_state()
     pre = Pretrained(nn.Flatten(), nn.Linear(1, 1), WEIGHTS[name].transforms(), 1, name)
+    state = torch.get_rng_state()
     assert pre.size == WEIGHTS[name].transforms().crop_size[0]
     assert torch.equal(torch.get_rng_state(), state)
 
