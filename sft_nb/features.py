@@ -237,6 +237,8 @@ _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 def _library(module):
     "The library that a module belongs to, with its version; empty for the reader's own code."
     top = str(module).partition(".")[0]
+    if top in ("__main__", "__mp_main__"):  # whatever program was started
+        return ""
     if top in sys.stdlib_module_names:
         return f"python {platform.python_version()}"
     found = sys.modules.get(top)
@@ -410,6 +412,9 @@ def _global(look, at, name, space, names):
             value = import_module(name.removeprefix("import "))
         except (ImportError, ValueError, TypeError):  # the function itself will say so; or a relative import
             return
+        for n in names if hasattr(value, "__path__") and not _library(value.__name__) else ():
+            with suppress(ImportError):  # `from package import module`
+                import_module(f"{value.__name__}.{n}")
     elif name in space:
         value = space[name]
     else:  # a builtin, or not there yet
@@ -459,21 +464,23 @@ def _items(at, x):
 
 
 def _attributes(look, at, x):
-    "The attributes of an object by name; of one that keeps none, or says itself how it is copied, what pickle would keep."
-    cls, slots = type(x), {}
-    for c in cls.__mro__:
-        slots |= {n: getattr(x, n) for n, m in vars(c).items() if isinstance(m, MemberDescriptorType) and hasattr(x, n)}
+    "The attributes of an object by name; of one that says itself how it is copied, what pickle would keep."
+    cls, slots, own = type(x), {}, getattr(x, "__dict__", {})
     if isinstance(x, nn.Module):
         return _network(look, x)
-    ordinary = (cls.__reduce_ex__, cls.__reduce__) == (object.__reduce_ex__, object.__reduce__)
-    if isinstance(x, (dict, list, tuple, set)) or (ordinary and (slots or hasattr(x, "__dict__"))):
-        memo = {n for c in cls.__mro__ for n, m in vars(c).items() if isinstance(m, cached_property)}
-        return sorted((n, v) for n, v in (slots | getattr(x, "__dict__", {})).items() if n not in memo)
     try:
-        kept = x.__reduce_ex__(4)
-    except Exception:  # each kind refuses in its own way
+        kept = () if isinstance(x, (dict, list, tuple, set, frozenset)) else x.__reduce_ex__(4)
+    except Exception:  # what lives outside Python cannot be kept, and each kind says so in its own way
         _refuse(at, x, "into which nothing can look")
-    kept = (kept,) if isinstance(kept, str) else kept
+    if isinstance(kept, str):  # a name alone; what it wraps is kept beside
+        return [("name", kept), *sorted(own.items())]
+    for c in cls.__mro__:
+        slots |= {n: getattr(x, n) for n, m in vars(c).items() if isinstance(m, MemberDescriptorType) and hasattr(x, n)}
+    if not kept or (
+        (cls.__reduce_ex__, cls.__reduce__) == (object.__reduce_ex__, object.__reduce__) and (slots or own)
+    ):
+        memo = {n for c in cls.__mro__ for n, m in vars(c).items() if isinstance(m, cached_property)}
+        return sorted((n, v) for n, v in (slots | own).items() if n not in memo)
     return [(f"kept {i}", v if i < 3 or v is None else list(v)) for i, v in enumerate(kept)]
 
 # %% ../nbs/06_features.ipynb #0571c321

@@ -238,6 +238,15 @@ def _base(pre):
     return "theta_pre", _theta(pre)
 
 
+def _owners(names):
+    "The layers that tensors belong to, each once."
+    return dict.fromkeys(n.rpartition(".")[0] for n in names)
+
+
+def _kind(m):
+    return (type(m).__bases__[1] if isinstance(m, LoRA) else type(m)).__name__
+
+# %% ../nbs/11_peft.ipynb #e3f7207e
 def _unsaved(model):
     "The buffers that `state_dict` leaves out, named as in a TransferModel."
     net, prefix = (model.backbone, "backbone.") if isinstance(model, Pretrained) else (model, "")
@@ -273,15 +282,6 @@ def save_delta(
         about["layers"] = json.dumps({n: _kind(model.get_submodule(n)) for n in _owners(tensors)})
     return save(path, tensors, about).stat().st_size
 
-
-def _owners(names):
-    "The layers that tensors belong to, each once."
-    return dict.fromkeys(n.rpartition(".")[0] for n in names)
-
-
-def _kind(m):
-    return (type(m).__bases__[1] if isinstance(m, LoRA) else type(m)).__name__
-
 # %% ../nbs/11_peft.ipynb #2b7fec7c
 @dataclass(frozen=True)
 class Changed:
@@ -306,7 +306,7 @@ def _changed(name, kind, tensors):
     A, scale = (tensors.get(f"{name}.{n}".lstrip(".")) for n in ("lora_A", "lora_scale"))
     return Changed(kind) if A is None or scale is None else Changed(kind, len(A), float(f"{float(scale) * len(A):.6g}"))
 
-
+# %% ../nbs/11_peft.ipynb #2b7fec7e
 def _read_delta(path):
     "The tensors of a delta, and what it says of itself."
     try:
@@ -364,7 +364,7 @@ def _misfit(about, theta, model):
         return f"{layer} is {texts[0]} in the file and {texts[1]} in the model: build the model as it was"
     return ""
 
-
+# %% ../nbs/11_peft.ipynb #2b7fec7f
 def load_delta(
     path: Path | str,
     pre: Pretrained | nn.Module | Mapping[str, Tensor],  # The same theta_pre

@@ -189,7 +189,7 @@ def block_table(
 ) -> list[dict]:  # A row for each block, from the input up
     "Of every block: parameters, how many learn, ||theta - theta_pre||, buffers, and how many of these moved."
     params, buffers, rows = dict(model.named_parameters()), dict(model.named_buffers()), []
-    update = {f"{n}.weight": m.update() for n, m in model.named_modules() if isinstance(m, LoRA)}
+    update = {f"{n}.{m.lora_weight}": m.update() for n, m in model.named_modules() if isinstance(m, LoRA)}
     for name, patterns in blocks(model).items():
         mine = partial(_named, patterns)
         there = {n: p.detach() for n, p in mine(params).items() if n in theta_pre}

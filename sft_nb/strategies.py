@@ -348,7 +348,7 @@ FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start="random", na
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e41
 def surgical(
-    block: str,  # A child of the backbone, e.g. "layer1"
+    block: str,  # A module of the backbone, e.g. "layer1" or another name that `blocks` gives
 ) -> tuple[Phase, ...]:
     "One block and the head (Lee et al. 2023)."
     return (Phase((f"backbone.{block}.*", "head.*"), 20, 3e-3, schedule="one_cycle", name=block),)

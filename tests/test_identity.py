@@ -129,13 +129,11 @@ json.dump({{n: identity(made(cell)) for n, (cell, _, _) in EDITS.items()}}, sys.
 
 def test_the_same_in_another_process_whatever_its_hash_seed():
     here = {n: identity(made(cell)) for n, (cell, _, _) in EDITS.items()}
-    for seed in ("1", "77"):
-        code = PROCESS.format(tests=str(Path(__file__).parent))
-        env = os.environ | dict(PYTHONHASHSEED=seed)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        there = json.loads(done.stdout)
-        assert {n: differs(here[n], there[n]) for n in here} == {n: "" for n in here}
+    code, env = PROCESS.format(tests=str(Path(__file__).parent)), os.environ | dict(PYTHONHASHSEED="77")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)
+    assert {n: differs(here[n], there[n]) for n in here} == {n: "" for n in here}
 
 
 def test_the_same_after_use_and_after_travelling():
@@ -170,16 +168,17 @@ def test_every_weight_buffer_and_block_of_code_of_a_network():
     told = identity(net)
     for n, t in [*net.named_parameters(), *net.named_buffers()]:
         with torch.no_grad():
+            was = t.view(-1)[-1].clone()
             t.view(-1)[-1] += 1
             assert differs(told, identity(net)).startswith(f"{n}: was "), n
-            t.view(-1)[-1] -= 1
-    assert differs(told, identity(net)) in ("", differs(told, identity(net)))
+            t.view(-1)[-1] = was
+    assert differs(told, identity(net)) == ""
     swapped = copy.deepcopy(net)
     swapped.relu = nn.ReLU6()
     assert "relu: was torch.nn.modules.activation.ReLU" in differs(told, identity(swapped))
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny", "googlenet", "densenet121"])
+@pytest.mark.parametrize("name", ["swin_t", "googlenet", "densenet121"])
 def test_networks_of_other_families(name):
     torch.manual_seed(0)
     a, transform = architecture(name)
@@ -220,7 +219,7 @@ UNSEEN = {
     "numpy's stream": (lambda: functools.partial(print, np.random.default_rng(0)), r"args.\[0\] is a numpy.*other numbers"),
     "an open file": (lambda: functools.partial(print, open(__file__)), r"args.\[0\] is a _io.TextIOWrapper, into which"),
     "a generator": (lambda: functools.partial(sum, (i for i in "ab")), r"args.\[0\] is a builtins.generator"),
-    "no numbers": (lambda: nn.Linear(2, 2, device="meta"), "weight is a torch.nn.parameter.Parameter, whose numbers"),
+    "no numbers": (lambda: nn.Linear(2, 2, device="meta"), "(bias|weight) is a torch.nn.parameter.Parameter, whose numbers"),
     "a set of functions": (lambda: lambda x, s={print, len, test_what_is_told}: x, "default s is a builtins.set, whose order"),
     "nothing to call": (lambda: 3, "3 is not a function"),
 }  # fmt: skip

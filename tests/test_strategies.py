@@ -26,7 +26,9 @@ from sft_nb.features import Features, extract
 from sft_nb.freezing import moved, trainable
 from sft_nb.models import Pretrained, TransferModel, adapt, load_pretrained, snapshot, take_apart
 from sft_nb.objective import sq_dist
+from sft_nb.peft import add_lora, merge_lora
 from sft_nb.probing import solve_head
+from sft_nb.sessions import block_table
 from sft_nb.strategies import (
     BN_ONLY,
     FULL,
@@ -590,6 +592,20 @@ def named_in(model, phases):
             return {"head.weight", "head.bias"}
         names |= {*trainable(_select(trial, phase.train))}
     return names
+
+
+def test_the_distance_of_a_block_counts_lora_wherever_it_is():
+    "q, k and v included: as far as the merged network is."
+    model = tiny("vit")
+    pre = {n: p.detach().clone() for n, p in model.named_parameters()}
+    add_lora(model, 2, 4)
+    for n, p in model.named_parameters():
+        if n.endswith("lora_B"):
+            nn.init.normal_(p)
+    far = {r["block"]: r["distance"] for r in block_table(model, pre)}
+    merged = {r["block"]: r["distance"] for r in block_table(merge_lora(copy.deepcopy(model)), pre)}
+    assert far.keys() == merged.keys() and all(far[b] == pytest.approx(merged[b], rel=1e-5) for b in far)
+    assert all(far[b] > 1 for b in far if "encoder_layer" in b) and far["head"] == 0
 
 
 def torch_loader(batch_size=4):
