@@ -120,7 +120,8 @@ def test_kept_bytes_are_the_worked_numbers():
     x, mib = torch.randn(4, 3, 64, 64), 2**20
     head = unfreeze(freeze(net), "fc.*")
     assert kept_bytes(head.eval(), x) == 4 * 512 * 4  # the features, and nothing else
-    expected = {("layer4.*", "fc.*"): (0.352, 0.371), ("layer1.*", "fc.*"): (4.227, 4.263), ("*",): (6.914, 6.951)}
+    # above what learns, frozen BatchNorm stands still: it keeps no mean and deviation of the batch for its 4,480 channels
+    expected = {("layer4.*", "fc.*"): (0.352, 0.371), ("layer1.*", "fc.*"): (4.227, 4.229), ("*",): (6.914, 6.951)}
     for learn, sizes in expected.items():
         unfreeze(freeze(net), *learn)
         for mode, size in zip((False, True), sizes, strict=True):
