@@ -181,13 +181,13 @@ def _along(look, b, d, g):
     return b + t * d, g, S, size
 
 
-def _best_bias(look, b):
-    "The bias where the gradient vanishes, to rounding; `look` gives gradient, curvature and how much the gradient sums up."
+def _best_bias(look, b, enough=0.0):
+    "The bias where the gradient is `enough` or vanishes but for rounding; `look` gives it, the curvature, what it sums up."
     (g, S, size), best, stalled = look(b), math.inf, 0
     for _ in range(100):  # ten do, unless logits are in the hundreds
         off = float(g.abs().sum())
         stalled, best = stalled + 1 if off > 0.5 * best else 0, min(best, off)
-        if off <= 2e-15 * size or stalled > 3:
+        if off <= max(enough, 2e-15 * size) or stalled > 3:
             break
         e, R = torch.linalg.eigh(S)
         d = -R @ ((R.T @ g) / e.clamp(min=max(1e-14 * float(e[-1]), 1e-300)))
