@@ -232,9 +232,12 @@ def _gap_sums(z, X, y, w, off, share):
     move = _balance(p, off, share)
     q, ratio = p + move, move / p
     kl = torch.where(ratio < 1, torch.special.xlog1py(q, ratio), torch.special.xlogy(q, q) - q * log_p) - move
-    T = w[:, None] * (_away(p, y) + move)
+    T, of = _away(p, y), y[:, None]
+    wrong = -T.gather(1, of)[:, 0]
+    loss = torch.where(wrong < 0.5, -torch.log1p(-wrong), -log_p.gather(1, of)[:, 0])  # log p would lose them again
+    T = w[:, None] * (T + move)
     return (
-        -w @ log_p.gather(1, y[:, None])[:, 0],  # the loss
+        w @ loss,
         w @ kl.sum(1),  # KL(q || p), term by term >= 0
         T.sum(0),  # what rounding has left of `off`
         T.abs().sum(0),

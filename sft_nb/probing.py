@@ -194,8 +194,9 @@ def _certified(problem, V, l2, tol):
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
     sums = [problem.total(a) for a in sums]
-    gap = _gap(sums, W, l2, problem.share) if l2 else math.nan
-    return torch.cat([W, V[:, -1:] + b[:, None]], 1), sums[0].item() + l2 / 2 * W.square().sum().item(), gap
+    F = sums[0].item() + l2 / 2 * W.square().sum().item()
+    gap = min(_gap(sums, W, l2, problem.share), F * (1 + 1e-12)) if l2 else math.nan  # no F is below 0
+    return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
 
 # %% ../nbs/08_probing.ipynb #bbb1f2f2
 def _hessian(problem, Z, l2, dtype):
@@ -290,7 +291,7 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
-        if gap <= 0.5 * tol or stalled > 4:
+        if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
             break
         precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
@@ -299,7 +300,7 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
         V = _centred(V + t * d)
         Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
-    return V, gap <= 0.5 * tol
+    return V, there
 
 # %% ../nbs/08_probing.ipynb #3b9feefd
 def _prepare(problem):
