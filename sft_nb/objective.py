@@ -224,7 +224,7 @@ def profile_bias(
     b[~on] = (torch.logsumexp((z + b)[:, on], 1, keepdim=True) - z[:, ~on]).amin(0) - 40
     return b
 
-# %% ../nbs/01_objective.ipynb #51203065
+# %% ../nbs/01_objective.ipynb #51203066
 def _gap_sums(z, X, y, w, off, share):
     "The sums over rows that `_gap` puts together, at q = softmax(z) balanced; `off` is how far the classes are off."
     log_p = torch.log_softmax(z, 1)
@@ -246,7 +246,7 @@ def _gap_sums(z, X, y, w, off, share):
         T.T @ X,
     )
 
-
+# %% ../nbs/01_objective.ipynb #51203065
 _ROUNDING = 16 * 2.0**-52  # the relative error of a sum of a chunk's rows is well below this
 
 
@@ -257,7 +257,7 @@ def _gap(sums, W, l2, share):
     off, share = (off.abs() + _ROUNDING * size)[on], share[on]  # were this moved as well, it would cost...
     slack = (off / share.sqrt()).sum() + _ROUNDING * (length + l2 * W.norm())
     gap = kl + (off * far[on] / share).sum() + ((Q + l2 * W).norm() + slack) ** 2 / (2 * l2)
-    return float(gap) * (1 + 1e-12)  # for the rounding of the terms themselves
+    return float(gap) * (1 + 2e-13)  # for the rounding of the terms themselves
 
 
 def head_gap(

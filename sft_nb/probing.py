@@ -195,7 +195,7 @@ def _certified(problem, V, l2, tol):
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
     sums = [problem.total(a) for a in sums]
     F = sums[0].item() + l2 / 2 * W.square().sum().item()
-    gap = min(_gap(sums, W, l2, problem.share), F * (1 + 1e-12)) if l2 else math.nan  # no F is below 0
+    gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
     return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
 
 # %% ../nbs/08_probing.ipynb #bbb1f2f2

@@ -354,7 +354,10 @@ def least(V, rows, l2):
     value, D = exactly(V, rows, l2), len(V[0])
     for _ in range(60):
         G, H = derivatives(V, rows, l2)
-        step = mp.lu_solve(H, -G)
+        try:
+            step = mp.lu_solve(H, -G)
+        except ZeroDivisionError:  # singular even in fifty digits: what is known is good enough
+            break
         gain, t = -mp.fdot(step, G), mp.mpf(1)
         while t > 1e-24:
             new = [[v + t * step[c * D + j] for j, v in enumerate(r)] for c, r in enumerate(V)]
