@@ -155,7 +155,8 @@ def dual(
         raise ValueError("every row of q must be a probability distribution: >= 0, and summing to 1")
     q, w = q / q.sum(1, keepdim=True), _shares(weights, len(y), X)
     share = F.one_hot(y, q.shape[1]).to(q).T @ w
-    q = q + _balance(q, w @ q - share, share) if free_bias else q
+    if free_bias:  # once balanced, q does not see where the features are centred; float64 does
+        q, X = q + _balance(q, w @ q - share, share), X - w @ X
     S = (w[:, None] * (F.one_hot(y, q.shape[1]) - q)).T @ X
     return float(w @ torch.special.entr(q).sum(1) - S.square().sum() / (2 * l2))
 
