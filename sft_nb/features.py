@@ -117,7 +117,7 @@ def _rows(z, n):
     last = z.ndim == 3 or (z.ndim == 4 and a == b != c[0])  # pictures are square: two equal sides tell where they are
     return z.float().mean(tuple(range(1, z.ndim - 1)) if last else tuple(range(2, z.ndim)))
 
-
+# %% ../nbs/06_features.ipynb #b53db351
 def _full(backbone):
     "A copy in eval mode; in float32, where all of it has one other type."
     net = copy.deepcopy(backbone).eval()
@@ -256,7 +256,7 @@ def _named(x):
     name = f"{home}.{x.__qualname__}".replace("__mp_main__", "__main__").lstrip(".")  # a child's name for the same file
     return f"{name} ({library})" if (library := _library(home)) else name
 
-
+# %% ../nbs/06_features.ipynb #70fc6792
 def _leaf(x):
     "As text what can be told at a glance, the same in every process; None for what must be looked into."
     if type(x) in _PLAIN:
@@ -298,7 +298,7 @@ def _tell(look, at, text):
     look.parts[at] = text
     return at
 
-
+# %% ../nbs/06_features.ipynb #c5e118d7
 def _several(look, at, things):
     "One line for what can be told at a glance, and parts of their own for the rest."
     told = []
@@ -370,7 +370,7 @@ def _cell(cell):
     except ValueError:  # nothing was put in yet
         return []
 
-
+# %% ../nbs/06_features.ipynb #882a2b75
 def _code(look, at, code, space):
     "Bytecode, names, constants, the code of functions inside, and the globals that are read."
     told = [code.co_code, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags]
@@ -428,7 +428,7 @@ def _global(look, at, name, space, names):
             for n in sorted(left & vars(value).keys()):
                 _global(look, f"{at}.{n}", n, vars(value), left)
 
-
+# %% ../nbs/06_features.ipynb #93dc06f1
 def _kind(look, at, cls):
     "A class: the classes that it is made of, and all that those of the reader's own define."
     for c in _own(cls):
@@ -465,7 +465,7 @@ def _items(at, x):
     inside = sorted(map(_leaf, x)) if isinstance(x, (set, frozenset)) else x if isinstance(x, (list, tuple)) else ()
     return [(f"[{i}]", v) for i, v in enumerate(inside)]
 
-
+# %% ../nbs/06_features.ipynb #7f5a9164
 def _attributes(look, at, x):
     "The attributes of an object by name; of one that says itself how it is copied, what pickle would keep."
     cls, slots, own = type(x), {}, getattr(x, "__dict__", {})
