@@ -50,7 +50,9 @@ def _strengths(l2s, zero=True):
     "The values of l2 as a list of floats: they may be an array, or a generator, which can be read only once."
     l2s = [l2s] if isinstance(l2s, int | float) else [float(l2) for l2 in l2s]
     if not l2s or not all(0 <= l2 < math.inf and (zero or l2) for l2 in l2s):
-        raise ValueError(f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}")
+        raise ValueError(
+            f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}"
+        )
     return l2s
 
 
@@ -384,7 +386,9 @@ def l2_path(
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
         for k, dtype in enumerate([wide] + 12 * [torch.float64]):
-            V, there = _solve(small, max(l2 / unit**2, 1e-26) if l2 else _TINY, tol / 10**k, spectrum, V, dtype)  # its gap is an estimate
+            V, there = _solve(
+                small, max(l2 / unit**2, 1e-26) if l2 else _TINY, tol / 10**k, spectrum, V, dtype
+            )  # its gap is an estimate
             head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2, tol)
             gap, V = gap + absent, torch.cat([V[:, :-1], head[:, -1:]], 1)  # on from the best bias
             if not gap > tol or (dtype == torch.float64 and not there):
