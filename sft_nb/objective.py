@@ -193,9 +193,7 @@ def _best_bias(look, b, enough=0.0):
         e, R = torch.linalg.eigh(S)
         d = -R @ ((R.T @ g) / e.clamp(min=max(1e-14 * float(e[-1]), 1e-300)))
         d = d - d.mean()  # what all classes share changes nothing
-        d = d * min(
-            1.0, 10 / float(d.max() - d.min())
-        )  # where all rows are sure, curvature tells little of the distance
+        d = d * min(1.0, 10 / float(d.max() - d.min()))  # sure rows have hardly any curvature
         b, g, S, size = _along(look, b, d, g)
     return b, g
 
