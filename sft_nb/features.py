@@ -114,12 +114,10 @@ def _rows(z, n):
     if z.ndim == 2:
         return z.float() if z.dtype != torch.float32 else z.clone()  # a later layer may write into it
     _, a, b, *c = z.shape
-    last = z.ndim == 3 or (
-        z.ndim == 4 and a == b != c[0]
-    )  # pictures are square, so two equal sides tell where they are
+    last = z.ndim == 3 or (z.ndim == 4 and a == b != c[0])  # pictures are square: two equal sides tell where they are
     return z.float().mean(tuple(range(1, z.ndim - 1)) if last else tuple(range(2, z.ndim)))
 
-
+# %% ../nbs/06_features.ipynb #b53db351
 def _full(backbone):
     "A copy in eval mode; in float32, where all of it has one other type."
     net = copy.deepcopy(backbone).eval()
@@ -258,7 +256,7 @@ def _named(x):
     name = f"{home}.{x.__qualname__}".replace("__mp_main__", "__main__").lstrip(".")  # a child's name for the same file
     return f"{name} ({library})" if (library := _library(home)) else name
 
-
+# %% ../nbs/06_features.ipynb #70fc6792
 def _leaf(x):
     "As text what can be told at a glance, the same in every process; None for what must be looked into."
     if type(x) in _PLAIN:
@@ -300,7 +298,7 @@ def _tell(look, at, text):
     look.parts[at] = text
     return at
 
-
+# %% ../nbs/06_features.ipynb #c5e118d7
 def _several(look, at, things):
     "One line for what can be told at a glance, and parts of their own for the rest."
     told = []
@@ -321,7 +319,7 @@ def _refuse(at, x, why):
 # %% ../nbs/06_features.ipynb #6dcdb6be
 def _inside(look, at, x):
     "What something consists of; a kind that is not named here is an object like any other."
-    if isinstance(x, (Tensor, np.ndarray)):
+    if isinstance(x, Tensor) or type(x) in (np.ndarray, np.memmap):
         return _array(look, at, x)
     if isinstance(x, FunctionType):
         return _function(look, at, x)
@@ -372,7 +370,7 @@ def _cell(cell):
     except ValueError:  # nothing was put in yet
         return []
 
-
+# %% ../nbs/06_features.ipynb #882a2b75
 def _code(look, at, code, space):
     "Bytecode, names, constants, the code of functions inside, and the globals that are read."
     told = [code.co_code, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags]
@@ -381,7 +379,8 @@ def _code(look, at, code, space):
     _tell(look, f"{at}code", sha256(repr(told).encode()).hexdigest()[:32])
     _tell(look, f"{at}names", ", ".join(code.co_names))
     inner = [c for c in code.co_consts if isinstance(c, CodeType)]
-    _tell(look, f"{at}constants", "; ".join(_constant(c) for c in code.co_consts if c not in inner))
+    line = [code.co_firstlineno] if "__firstlineno__" in code.co_names else []  # a class keeps where it stands
+    _tell(look, f"{at}constants", "; ".join(_constant(c) for c in code.co_consts if c not in inner + line))
     for i, c in enumerate(inner):
         _code(look, f"{at}{c.co_name} [{i}]", c, space)
     for name in dict.fromkeys(_reads(code)):
@@ -390,42 +389,46 @@ def _code(look, at, code, space):
 
 def _constant(c):
     "repr, but a set in order."
-    inside = (
-        sorted(map(_constant, c)) if isinstance(c, frozenset) else map(_constant, c) if isinstance(c, tuple) else ()
-    )
-    return f"{type(c).__name__}({', '.join(inside)})" if isinstance(c, (tuple, frozenset)) else repr(c)
+    if not isinstance(c, (tuple, frozenset)):
+        return repr(c)
+    inside = [_constant(i) for i in c]
+    return f"{type(c).__name__}({', '.join(sorted(inside) if isinstance(c, frozenset) else inside)})"
 
 # %% ../nbs/06_features.ipynb #ab6a7099
 def _reads(code):
     "The global names that a code object reads, and the modules that it imports on the way."
     for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             yield step.argval
         elif step.opname == "IMPORT_NAME":
             yield f"import {step.argval}"
 
 
+def _imported(name, space, names):
+    "The modules that `import name` may mean where a function stands, and those that it takes from them."
+    for full in (name, f"{space.get('__package__')}.{name}".rstrip(".")):  # the second: `from .name import ...`
+        with suppress(ImportError, ValueError, TypeError):  # the function itself will say so
+            module = import_module(full)
+            for n in names if hasattr(module, "__path__") and not _library(full) else ():
+                with suppress(ImportError):
+                    import_module(f"{full}.{n}")
+            yield module
+
+
 def _global(look, at, name, space, names):
     "A global's value; of a module of one's own, what is used of it."
     if name.startswith("import "):
-        try:
-            value = import_module(name.removeprefix("import "))
-        except (ImportError, ValueError, TypeError):  # the function itself will say so; or a relative import
-            return
-        for n in names if hasattr(value, "__path__") and not _library(value.__name__) else ():
-            with suppress(ImportError):  # `from package import module`
-                import_module(f"{value.__name__}.{n}")
-    elif name in space:
-        value = space[name]
-    else:  # a builtin, or not there yet
-        return
-    _part(look, at, value)
-    if isinstance(value, ModuleType) and not _library(value.__name__):
-        names = names - {name.rpartition(" ")[2]}
-        for n in sorted(names & vars(value).keys()):
-            _global(look, f"{at}.{n}", n, vars(value), names)
+        found = list(_imported(name.removeprefix("import "), space, names))
+    else:
+        found = [space[name]] if name in space else []  # else a builtin, or not there yet
+    for value in found:
+        _part(look, at, value)
+        if isinstance(value, ModuleType) and not _library(value.__name__):
+            left = names - {name.rpartition(" ")[2]}
+            for n in sorted(left & vars(value).keys()):
+                _global(look, f"{at}.{n}", n, vars(value), left)
 
-
+# %% ../nbs/06_features.ipynb #93dc06f1
 def _kind(look, at, cls):
     "A class: the classes that it is made of, and all that those of the reader's own define."
     for c in _own(cls):
@@ -462,7 +465,7 @@ def _items(at, x):
     inside = sorted(map(_leaf, x)) if isinstance(x, (set, frozenset)) else x if isinstance(x, (list, tuple)) else ()
     return [(f"[{i}]", v) for i, v in enumerate(inside)]
 
-
+# %% ../nbs/06_features.ipynb #7f5a9164
 def _attributes(look, at, x):
     "The attributes of an object by name; of one that says itself how it is copied, what pickle would keep."
     cls, slots, own = type(x), {}, getattr(x, "__dict__", {})
@@ -523,8 +526,8 @@ def _draws(f, x):
     before, of_python, of_numpy = streams(), random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            first, moved = f(x.clone()), streams() != before
-            return moved or not torch.equal(first, f(x.clone()))
+            first, moved = digest({"": f(x.clone())}), streams() != before
+            return moved or first != digest({"": f(x.clone())})
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)

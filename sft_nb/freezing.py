@@ -145,7 +145,7 @@ def _hold(module):
             _hang(m, _derived) if m in still and holds else m._forward_pre_hooks.pop(_KEY, None)
     return module
 
-
+# %% ../nbs/04_freezing.ipynb #faef0216
 def follow_grad(
     module: nn.Module,  # The module whose mode is derived anew
     mode: bool = True,  # False: eval mode everywhere

@@ -215,7 +215,7 @@ def _side(transform, side):
     with torch.random.fork_rng(devices=[]), suppress(Exception):  # a transform fails in its own way
         return transform(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[-1]
 
-
+# %% ../nbs/05_models.ipynb #c557e28b
 @dataclass(frozen=True)
 class Pretrained:
     "A pre-trained network taken apart. Never changed: `adapt` copies."

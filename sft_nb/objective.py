@@ -155,7 +155,8 @@ def dual(
         raise ValueError("every row of q must be a probability distribution: >= 0, and summing to 1")
     q, w = q / q.sum(1, keepdim=True), _shares(weights, len(y), X)
     share = F.one_hot(y, q.shape[1]).to(q).T @ w
-    q = q + _balance(q, w @ q - share, share) if free_bias else q
+    if free_bias:  # once balanced, q does not see where the features are centred; float64 does
+        q, X = q + _balance(q, w @ q - share, share), X - w @ X
     S = (w[:, None] * (F.one_hot(y, q.shape[1]) - q)).T @ X
     return float(w @ torch.special.entr(q).sum(1) - S.square().sum() / (2 * l2))
 
@@ -181,20 +182,18 @@ def _along(look, b, d, g):
     return b + t * d, g, S, size
 
 
-def _best_bias(look, b):
-    "The bias where the gradient vanishes, to rounding; `look` gives gradient, curvature and how much the gradient sums up."
+def _best_bias(look, b, enough=0.0):
+    "The bias where the gradient is `enough` or vanishes but for rounding; `look` gives it, the curvature, what it sums up."
     (g, S, size), best, stalled = look(b), math.inf, 0
     for _ in range(100):  # ten do, unless logits are in the hundreds
         off = float(g.abs().sum())
         stalled, best = stalled + 1 if off > 0.5 * best else 0, min(best, off)
-        if off <= 2e-15 * size or stalled > 3:
+        if off <= max(enough, 2e-15 * size) or stalled > 3:
             break
         e, R = torch.linalg.eigh(S)
         d = -R @ ((R.T @ g) / e.clamp(min=max(1e-14 * float(e[-1]), 1e-300)))
         d = d - d.mean()  # what all classes share changes nothing
-        d = d * min(
-            1.0, 10 / float(d.max() - d.min())
-        )  # where all rows are sure, curvature tells little of the distance
+        d = d * min(1.0, 10 / float(d.max() - d.min()))  # sure rows have hardly any curvature
         b, g, S, size = _along(look, b, d, g)
     return b, g
 
@@ -226,7 +225,7 @@ def profile_bias(
     b[~on] = (torch.logsumexp((z + b)[:, on], 1, keepdim=True) - z[:, ~on]).amin(0) - 40
     return b
 
-# %% ../nbs/01_objective.ipynb #51203065
+# %% ../nbs/01_objective.ipynb #51203066
 def _gap_sums(z, X, y, w, off, share):
     "The sums over rows that `_gap` puts together, at q = softmax(z) balanced; `off` is how far the classes are off."
     log_p = torch.log_softmax(z, 1)
@@ -234,9 +233,12 @@ def _gap_sums(z, X, y, w, off, share):
     move = _balance(p, off, share)
     q, ratio = p + move, move / p
     kl = torch.where(ratio < 1, torch.special.xlog1py(q, ratio), torch.special.xlogy(q, q) - q * log_p) - move
-    T = w[:, None] * (_away(p, y) + move)
+    T, of = _away(p, y), y[:, None]
+    wrong = -T.gather(1, of)[:, 0]
+    loss = torch.where(wrong < 0.5, -torch.log1p(-wrong), -log_p.gather(1, of)[:, 0])  # log p would lose them again
+    T = w[:, None] * (T + move)
     return (
-        -w @ log_p.gather(1, y[:, None])[:, 0],  # the loss
+        w @ loss,
         w @ kl.sum(1),  # KL(q || p), term by term >= 0
         T.sum(0),  # what rounding has left of `off`
         T.abs().sum(0),
@@ -245,7 +247,7 @@ def _gap_sums(z, X, y, w, off, share):
         T.T @ X,
     )
 
-
+# %% ../nbs/01_objective.ipynb #51203065
 _ROUNDING = 16 * 2.0**-52  # the relative error of a sum of a chunk's rows is well below this
 
 
@@ -256,7 +258,7 @@ def _gap(sums, W, l2, share):
     off, share = (off.abs() + _ROUNDING * size)[on], share[on]  # were this moved as well, it would cost...
     slack = (off / share.sqrt()).sum() + _ROUNDING * (length + l2 * W.norm())
     gap = kl + (off * far[on] / share).sum() + ((Q + l2 * W).norm() + slack) ** 2 / (2 * l2)
-    return float(gap) * (1 + 1e-12)  # for the rounding of the terms themselves
+    return float(gap) * (1 + 2e-13)  # for the rounding of the terms themselves
 
 
 def head_gap(

@@ -48,7 +48,7 @@ def _alone(t):
 
 def _strengths(l2s, zero=True):
     "The values of l2 as a list of floats: they may be an array, or a generator, which can be read only once."
-    l2s = [float(l2) for l2 in l2s]
+    l2s = [l2s] if isinstance(l2s, int | float) else [float(l2) for l2 in l2s]
     if not l2s or not all(0 <= l2 < math.inf and (zero or l2) for l2 in l2s):
         raise ValueError(
             f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}"
@@ -99,7 +99,7 @@ class _Problem:
         var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
         if not math.isfinite(var):
             raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
-        self.scale = math.sqrt(var) or 1.0
+        self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
 
     def rows(self, i):
         return self.x[i if self.used is None else self.used[i]]
@@ -135,20 +135,22 @@ class _Logits:
             yield s, c, z  # which rows, their features [rows, D], their logits [C, rows]
 
 # %% ../nbs/08_probing.ipynb #366def10
-def _spectrum(problem, rows):
-    "Eigenvalues and eigenvectors of the features' covariance, float32, from at most `rows` rows."
+def _spectrum(problem, rows, dtype, l2):
+    "Eigenvalues and eigenvectors of the features' covariance, from at most `rows` rows, in float32 where that can be."
     n = len(problem.y)
     rows = math.ceil(rows * n / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    dtype, total = torch.promote_types(problem.x.dtype, torch.float32), problem.total(problem.w[some].sum())
+    total = problem.total(problem.w[some].sum())
     gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
     for part in some.split(problem.height):
-        w = (problem.w[part] / total).sqrt().float()[:, None] / problem.scale
-        c = (problem.rows(part) - problem.mean.float()) * w
+        w = (problem.w[part] / total).sqrt()[:, None] / problem.scale
+        c = ((problem.rows(part).double() - problem.mean) * w).to(dtype)
         gram.addmm_(c.T, c)
     values, vectors = torch.linalg.eigh(problem.total(gram))
-    return values.clamp(min=0).float(), vectors.float()
+    if dtype == torch.float32 and max(values[0].item(), l2) < 1e-7 * values[-1].item():  # columns of very unequal size
+        return _spectrum(problem, rows, torch.float64, l2)
+    return values.clamp(min=0), vectors
 
 # %% ../nbs/08_probing.ipynb #5b1e7f05
 def _centred(V):
@@ -179,7 +181,7 @@ def _look(problem, Z, b=0.0, back=False):
     )
 
 # %% ../nbs/08_probing.ipynb #5b1e7f0e
-def _certified(problem, V, l2):
+def _certified(problem, V, l2, tol):
     "The head with its best bias, its F and its gap, in the scaled problem and in float64."
     Z, W = _Logits(problem, V, torch.float64), V[:, :-1]
 
@@ -187,15 +189,16 @@ def _certified(problem, V, l2):
         _, g, S, _, size = _look(problem, Z, b[:, None])
         return g, S, size
 
-    b, off = _best_bias(look, torch.zeros_like(problem.share))
+    b, off = _best_bias(look, torch.zeros_like(problem.share), 1e-5 * tol)
     sums = 0.0
     for s, c, z in Z:
-        x = (c.double() - problem.mean) / problem.scale
+        x = (c.double() - problem.mean).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
     sums = [problem.total(a) for a in sums]
-    gap = _gap(sums, W, l2, problem.share) if l2 else math.nan
-    return torch.cat([W, V[:, -1:] + b[:, None]], 1), sums[0].item() + l2 / 2 * W.square().sum().item(), gap
+    F = sums[0].item() + l2 / 2 * W.square().sum().item()
+    gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
+    return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
 
 # %% ../nbs/08_probing.ipynb #bbb1f2f2
 def _hessian(problem, Z, l2, dtype):
@@ -268,12 +271,12 @@ def _line_search(problem, V, Z, d, U, l2, first):
     for _ in range(50):
         slope, curve = _slope(problem, Z, U, t)
         slope, curve = slope + l2 * (Wd + t * dd), curve + l2 * dd
-        if abs(slope) <= 0.1 * abs(first):
-            return t
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
             new = (low + high) / 2 if high < math.inf else 2 * t
+        if abs(slope) <= 0.1 * abs(first):
+            return new if abs(new - t) < 1e-2 * t else t
         t = min(new, 4 * t) if high == math.inf else new
     return low  # where F still falls
 
@@ -290,26 +293,26 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
-        if gap <= 0.5 * tol or stalled > 4:
+        if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
             break
         precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
-        d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
+        d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
         U = _Logits(problem, d, dtype)
         t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
         V = _centred(V + t * d)
         Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
-    return V, gap <= 0.5 * tol
+    return V, there
 
 # %% ../nbs/08_probing.ipynb #3b9feefd
 def _prepare(problem):
-    "What all values of l2 share: the problem to iterate on, its spectrum, and the way back."
+    "The problem to iterate on, and the way back."
     if problem.n >= problem.x.shape[1]:
-        return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda V: V
+        return problem, lambda V: V
     # fewer rows than columns: features [N, N] with the same inner products, and the way back to D columns
     to, x = torch.linalg.qr(((problem.rows(slice(None)).double() - problem.mean) / problem.scale).T)
     small = _Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes))
-    return small, _spectrum(small, small.n), lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
+    return small, lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
 
 
 def _ahead(solved, l2):
@@ -350,7 +353,12 @@ def _explain(problem, head, l2, gap, tol):
             "take l2 > 0"
         )
     if gap > tol:
-        warnings.warn(f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more", stacklevel=3)
+        weak = f": beside features of size {problem.scale:.0e} l2 is next to nothing, so divide them by their size"
+        warnings.warn(
+            f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more"
+            + weak * (l2 < 1e-14 * problem.scale**2),
+            stacklevel=3,
+        )
 
 # %% ../nbs/08_probing.ipynb #5b1e7f04
 def l2_path(
@@ -367,17 +375,21 @@ def l2_path(
     if not tol > 0:
         raise ValueError(f"tol is the largest gap that is accepted and must be > 0; got {tol}")
     problem = _Problem(feats.x, feats.y, w, num_classes, total)
-    small, spectrum, back = _prepare(problem)
+    small, back = _prepare(problem)
     unit = problem.scale * (1 if small is problem else small.scale)
     start = torch.cat([small.mean.new_zeros(len(small.share), small.x.shape[1]), small.share.log()[:, None]], 1)
     solved = [(math.inf, _centred(start))]
-    probes, exact = {}, small.n * small.x.shape[1] < 1e6  # small problems take no shortcut
+    exact = small.n * small.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15  # no shortcut, or none that float32 can take
+    wide = torch.float64 if exact else torch.float32
+    spectrum, probes = _spectrum(small, 8 * small.x.shape[1], wide, min(l2s) / unit**2), {}
     absent = (num_classes - len(problem.classes)) * math.exp(-40)  # what their probability adds to the loss
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
-        for k, dtype in enumerate([torch.float64 if exact else torch.float32] + 12 * [torch.float64]):
-            V, there = _solve(small, l2 / unit**2 or _TINY, tol / 10**k, spectrum, V, dtype)  # its gap is an estimate
-            head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2)
+        for k, dtype in enumerate([wide] + 12 * [torch.float64]):
+            V, there = _solve(
+                small, max(l2 / unit**2, 1e-26) if l2 else _TINY, tol / 10**k, spectrum, V, dtype
+            )  # its gap is an estimate
+            head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2, tol)
             gap, V = gap + absent, torch.cat([V[:, :-1], head[:, -1:]], 1)  # on from the best bias
             if not gap > tol or (dtype == torch.float64 and not there):
                 break
@@ -423,7 +435,7 @@ def cross_validate(
 ) -> Tensor:  # float64 [len(l2s), folds]: accuracies on the fold that was left out
     "Accuracy of every l2 on each fold, by heads that never saw it."
     l2s, n = _strengths(l2s), len(feats)
-    if not 2 <= folds <= n:
+    if folds not in range(2, n + 1):
         raise ValueError(f"{n} examples can be left out in 2 to {n} folds; got {folds}")
     fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(feats.y.device) % folds
     paths = [(feats[fold == k], l2_path(feats[fold != k], num_classes, l2s)) for k in range(folds)]
@@ -450,6 +462,8 @@ def ridge_head(
     _checked(feats, num_classes)
     n, X, Y = len(feats), feats.x.double(), F.one_hot(feats.y.long(), num_classes).double()
     U, s, Vt = torch.linalg.svd(X - X.mean(0), full_matrices=False)
+    if not s.square().isfinite().all():
+        raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
     UY, out = U.T @ (Y - Y.mean(0)), []
     for l2 in _strengths(l2s, zero=False):
         shrink = s**2 / (s**2 + n * l2)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from sft_nb.data import Images, Loader, jitter, pocket
 from sft_nb.features import CLOSE, EXACT, Cache, Features, cache_key, cached, extract, folded, key_parts, relative_error
+from sft_nb.freezing import freeze
 from sft_nb.models import load_pretrained, normalise, snapshot
 from sft_nb.store import save
 
@@ -76,6 +77,18 @@ def test_every_family_by_the_fast_path(name):
     with torch.inference_mode():
         want = net.eval()(next(iter(batches))[0])
     assert relative_error(extract(net, batches).x, want) < EXACT
+
+
+def test_a_frozen_backbone_is_folded_and_known_like_any_other(pre, dl, live):
+    net = freeze(copy.deepcopy(pre.backbone))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded(net).modules())
+    assert torch.equal(extract(net, dl).x, extract(pre.backbone, dl).x) and cache_key(net, dl) == cache_key(
+        pre.backbone, dl
+    )
+
+
+def test_a_transform_that_gives_nan_is_not_random(pre, dl):
+    assert cache_key(pre.backbone, Loader(dl.ds, 64, lambda xb: xb.float() * float("nan")))
 
 
 def test_folding_removes_every_batchnorm(pre):

@@ -88,6 +88,8 @@ EDITS = {
     "an element of a set": ("T = {'a', 'b'}\ndef f(x): return x in T", "'b'", "'c'"),
     "a set in the code": ("def f(x): return x in {'a', 'b'}", "'b'", "'c'"),
     "a choice of an enumeration": ("T = Mode.A\ndef f(x): return T", "Mode.A", "Mode.B"),
+    "a mask": ("T = np.ma.array([1, 2], mask=[0, 1])\ndef f(x): return x * T.sum()", "[0, 1]", "[1, 0]"),
+    "a forward of one object": ("f = nn.ReLU()\nf.forward = lambda x: x + 1", "+ 1", "+ 2"),
     "a type": ("T = torch.float32\ndef f(x): return x.to(T)", "float32", "float16"),
     "a function in a table": ("T = [torch.sin, F.relu]\ndef f(x): return T[0](x)", "torch.sin", "torch.cos"),
     "an exception that is caught": ("def f(x):\n    try: return x\n    except KeyError: return 0", "KeyError", "ValueError"),
@@ -199,6 +201,8 @@ def test_a_module_of_ones_own_is_looked_at_where_it_is_used(tmp_path, monkeypatc
         "from": "from mine_of_the_test import inner\ndef f(x): return inner.g(x)",
         "name": "from mine_of_the_test.inner import g\ndef f(x): return g(x)",
         "inside": "def f(x):\n    from mine_of_the_test import inner\n    return inner.g(x)",
+        "relative": "__package__ = 'mine_of_the_test'\ndef f(x):\n    from .inner import g\n    return g(x)",
+        "relative module": "__package__ = 'mine_of_the_test'\ndef f(x):\n    from . import inner\n    return inner.g(x)",
         "inside, by name": "def f(x):\n    from mine_of_the_test.inner import g\n    return g(x)",
     }
     told = {}

@@ -212,6 +212,22 @@ def test_an_unprofiled_gradient_certifies_nothing():
     assert head_gap(W, profile_bias(W, x, y), x, y, L2) < 1e-12
 
 
+@pytest.mark.parametrize("margin", [5.0, 20.0, 100.0, 300.0])
+def test_a_bias_that_is_nearly_the_best_is_seen(margin):
+    "Two sure rows and a bias off by 3, where the gradient by W vanishes: its norm claims 0, the gap counts what is owed."
+    x, y = tensor([[-1.0], [1.0]], dtype=f64), tensor([0, 1])
+    slope = 1 / (1 + math.exp(margin - 3)) + 1 / (1 + math.exp(margin + 3))
+    l2, W = slope / margin, tensor([[-margin / 2], [margin / 2]], dtype=f64)
+    b = tensor([-1.5, 1.5], dtype=f64)
+    loss = lambda b: (math.log1p(math.exp(b - margin)) + math.log1p(math.exp(-b - margin))) / 2
+    owed = loss(3) - loss(0)  # at least: W could be better too
+    assert head_gap(W, b, x, y, l2) >= owed > 0
+    if margin < 30:  # beyond, 1 - p is zero in float64
+        assert gap_bound(grad(head_loss)(W, b, x, y, l2), l2) < 1e-6 * owed
+    close(profile_bias(W, x, y), torch.zeros(2), 1e-6)
+    assert head_gap(W, profile_bias(W, x, y), x, y, l2) < 1000 * owed  # as far in as e^-300
+
+
 @few
 @given(seeds, st.floats(0, 20))
 def test_profiled_bias_beats_any_other(seed, scale):
