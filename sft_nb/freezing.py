@@ -90,54 +90,120 @@ def unchanged(
         raise AssertionError(what)
 
 # %% ../nbs/04_freezing.ipynb #28324441
-def follow_grad(
-    module: nn.Module,  # The module whose mode is derived anew
-    mode: bool = True,  # False: eval mode everywhere
-) -> nn.Module:  # The same module
-    "Train mode where some parameter still learns, eval mode where none does."
+def _learns(m):
+    return any(p.requires_grad for p in m.parameters())
+
+
+def _still(module):
+    "The modules in which nothing learns: by their parameters, or, without any, by what they stand in or their own mark."
     still = set()
 
     def derive(m, inherited):
-        params = list(m.parameters())
-        learns = any(p.requires_grad for p in params) if params else inherited  # Dropout follows what it stands in
+        holds = next(m.parameters(), None) is not None
+        learns = _learns(m) if holds else inherited and _named not in m._forward_pre_hooks.values()
         if not learns:
             still.add(m)
         for child in m.children():
             derive(child, learns)
 
     derive(module, False)
-    for m in module.modules():  # last: what a frozen and a learning block share is still, whichever comes first
-        m.training = mode and m not in still
+    return still
+
+# %% ../nbs/04_freezing.ipynb #bdb03cdd
+_KEY = "sft_nb"
+
+
+def _rest(m):
+    for child in m.modules():  # not m.eval(), which a network may have written anew
+        child.training = False
+
+
+def _derived(m, args):
+    "Before a forward pass of what is frozen: eval mode, whoever called train() in between."
+    if m.training and not _learns(m):
+        _rest(m)
+
+
+def _named(m, args):
+    "The same for what has no parameters and was frozen by its name."
+    if m.training:
+        _rest(m)
+
+
+def _hang(m, hook):
+    m._forward_pre_hooks[_KEY] = hook  # by name: torch numbers hooks, and begins anew where a file is loaded
+
+
+def _hold(module):
+    "Eval mode for all that is still, now and before each of its forward passes."
+    still = _still(module)
+    for m in module.modules():
+        if m in still:
+            m.training = False
+        if _named not in m._forward_pre_hooks.values():
+            holds = next(m.parameters(), None) is not None or next(m.buffers(), None) is not None
+            _hang(m, _derived) if m in still and holds else m._forward_pre_hooks.pop(_KEY, None)
     return module
 
+
+def follow_grad(
+    module: nn.Module,  # The module whose mode is derived anew
+    mode: bool = True,  # False: eval mode everywhere
+) -> nn.Module:  # The same module
+    "Train mode where some parameter still learns, eval mode where none does, whoever calls train() on a part of it later."
+    return _hold(nn.Module.train(module, mode))  # the parts may have a train() of their own, which is respected
+
 # %% ../nbs/04_freezing.ipynb #a97de033
-def _set_grad(module, patterns, value):
-    params = _parameters(module)
-    for pattern in patterns:  # all of them, before anything changes
-        if not params:
-            raise ValueError(f"{type(module).__name__} has no parameters, so {pattern!r} matches none")
+def _without(module):
+    "The layers that have no parameters, under every name that they have."
+    named = module.named_modules(remove_duplicate=False)
+    return {n: m for n, m in named if n and next(m.parameters(), None) is None}
+
+
+def _meant(names, pattern, ends=("",)):
+    return [n for n in names if any(fnmatchcase(n + end, pattern) for end in ends)]
+
+
+def _chosen(module, patterns):
+    "For each pattern the parameters, and the layers without any, that it means; all are checked before anything changes."
+    params, others, found = _parameters(module), _without(module), []
+    for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is a string, got {pattern!r}: give several as freeze(net, *patterns)")
-        if not any(fnmatchcase(n, pattern) for n in params):
+        # a layer is meant by its own name and, as one that has parameters would be, by `name.*`
+        found.append((_meant(params, pattern), _meant(others, pattern, ("", "."))))
+        if not any(found[-1]):
+            if not params | others:
+                raise ValueError(f"{type(module).__name__} has no parameters, so {pattern!r} matches none")
             parts = {n.rsplit(".", i)[0] + ".*" for n in params for i in range(1, n.count(".") + 1)}
-            raise unknown("parameter pattern", pattern, parts | params.keys())
-    for n, p in params.items():
-        if not patterns or any(fnmatchcase(n, pattern) for pattern in patterns):
-            p.requires_grad_(value)
-    return follow_grad(module)
+            raise unknown("parameter pattern", pattern, parts | params.keys() | others.keys())
+    everything = [[*params], ["", *others]]
+    return params, others | {"": module}, found if patterns else [everything]
 
-
+# %% ../nbs/04_freezing.ipynb #06be7e26
 def freeze(
     module: nn.Module,
     *patterns: str,  # Shell patterns of parameter names, e.g. "layer1.*"; everything if none is given
 ) -> nn.Module:  # The same module, its mode derived anew
-    "Stop gradients and, because the mode follows, BatchNorm statistics and dropout too."
-    return _set_grad(module, patterns, False)
+    "Stop gradients and, because the mode follows, BatchNorm statistics and dropout. A layer without parameters may be named."
+    params, others, chosen = _chosen(module, patterns)
+    for mine, bare in chosen:
+        for n in mine:
+            params[n].requires_grad_(False)
+        for n in () if mine else bare:  # beside parameters they follow what they stand in; here they alone are meant
+            _hang(others[n], _named)
+    return _hold(module.train())
 
 
 def unfreeze(
     module: nn.Module,
-    *patterns: str,  # Shell patterns of parameter names; everything if none is given
+    *patterns: str,  # As for `freeze`; everything if none is given
 ) -> nn.Module:  # The same module, its mode derived anew
-    "Let parameters learn again."
-    return _set_grad(module, patterns, True)
+    "Let parameters learn again, and what stands with them."
+    params, others, chosen = _chosen(module, patterns)
+    for mine, bare in chosen:
+        for n in mine:
+            params[n].requires_grad_(True)
+        for n in bare:
+            others[n]._forward_pre_hooks.pop(_KEY, None)
+    return _hold(module.train())

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['POCKET_MEAN', 'POCKET_STD', 'POCKET', 'PocketResNet', 'normalise', 'read_weights', 'architecture', 'find_head',
-           'take_apart', 'source_network', 'Pretrained', 'load_pretrained', 'TransferModel', 'adapt', 'snapshot']
+           'take_apart', 'source_network', 'Pretrained', 'load_pretrained', 'TransferModel', 'adapt', 'snapshot',
+           'load_theta']
 
 # %% ../nbs/05_models.ipynb #6388ba15
 import copy
 import hashlib
 import re
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -160,7 +162,7 @@ def find_head(
 ) -> str:  # The name of the layer
     "The linear layer whose output is the network's output, in eval mode."
     made, modes = {}, [(m, m.training) for m in net.modules()]
-    note = lambda n: lambda m, args, out: made.__setitem__(n, (out, out._version))
+    note = lambda n: lambda m, args, out: made.setdefault(n, []).append((out, out._version))
     hooks = [m.register_forward_hook(note(n)) for n, m in net.named_modules() if isinstance(m, nn.Linear)]
     try:
         with torch.no_grad():
@@ -170,20 +172,26 @@ def find_head(
             h.remove()
         for m, mode in modes:
             m.training = mode
-    for n, (z, version) in made.items():
+    for n, outputs in made.items():
+        z, version = outputs[-1]
         if z is out and z._version == version:  # the same tensor, and nothing wrote into it afterwards
+            if len(outputs) > 1:
+                raise ValueError(
+                    f"{n!r} runs {len(outputs)} times in {type(net).__name__}: no backbone is left without it"
+                )
             return n
     raise ValueError(f"{type(net).__name__} does not end in a linear layer, so it has no head to replace")
 
 # %% ../nbs/05_models.ipynb #61c2bb95
 def take_apart(
     net: nn.Module,  # A network; left whole
-    where: str,  # The name of its head
+    where: str,  # The name of its head, or one of its names
 ) -> tuple[nn.Module, nn.Linear]:  # phi and h: h(phi(x)) is net(x)
     "A copy of the network without its head, and the head."
     backbone = copy.deepcopy(net)
     head = backbone.get_submodule(where)
-    backbone.set_submodule(where, nn.Identity().train(head.training))
+    for name in [n for n, m in backbone.named_modules(remove_duplicate=False) if m is head]:
+        backbone.set_submodule(name, nn.Identity().train(head.training))
     return backbone, head
 
 # %% ../nbs/05_models.ipynb #ae6ff3a0
@@ -239,7 +247,7 @@ def load_pretrained(
 
 # %% ../nbs/05_models.ipynb #9aeb359f
 class TransferModel(nn.Module):
-    "A backbone and a head whose mode follows what is frozen, whatever calls `train()` later."
+    "A backbone and a head whose mode follows what is frozen, whoever calls `train()` on it or a part of it later."
 
     def __init__(
         self,
@@ -268,14 +276,45 @@ def adapt(
     pre: Pretrained,
     num_classes: int,  # Of the target task
 ) -> TransferModel:  # In eval mode until `train()` is called; nothing is frozen
-    "A copy of the backbone with a fresh random head."
+    "A copy of the backbone with a fresh random head, on its device and of its type."
     if num_classes < 1:
         raise ValueError(f"a head needs at least one class; got num_classes={num_classes}")
-    return TransferModel(copy.deepcopy(pre.backbone), nn.Linear(pre.num_features, num_classes)).eval()
+    head = nn.Linear(pre.num_features, num_classes)
+    like = next((p for p in pre.backbone.parameters() if p.is_floating_point()), head.weight)
+    return TransferModel(copy.deepcopy(pre.backbone), head.to(like.device, like.dtype)).eval()
 
 # %% ../nbs/05_models.ipynb #9f38ee64
 def snapshot(
     model: nn.Module,
-) -> dict[str, Tensor]:  # Parameters and buffers by name
+    unsaved: bool = False,  # Buffers too that `state_dict` leaves out; `load_theta` puts them back
+) -> dict[
+    str, Tensor
+]:  # Parameters and buffers by name, with the layers' version numbers that `load_state_dict` asks for
     "theta as a value: a copy that later steps cannot touch."
-    return {n: t.detach().clone() for n, t in model.state_dict().items()}
+    state = model.state_dict()
+    theta = OrderedDict((n, t.detach().clone()) for n, t in state.items())
+    theta._metadata = copy.deepcopy(state._metadata)
+    for n, b in model.named_buffers(remove_duplicate=False) if unsaved else ():
+        theta.setdefault(n, b.detach().clone())
+    return theta
+
+
+def load_theta(
+    model: nn.Module,
+    theta: Mapping[str, Tensor],  # Of `snapshot`, or a plain dictionary, from a file for instance
+) -> nn.Module:  # The same model
+    "Put theta back, whatever became of its layers' version numbers; ValueError, and nothing changed, if it is another's."
+    state, buffers = model.state_dict(), dict(model.named_buffers(remove_duplicate=False))
+    unsaved = (buffers.keys() - state.keys()) & theta.keys()
+    saved = OrderedDict((n, t) for n, t in theta.items() if n not in unsaved)
+    shape = lambda tensors, n: f"of shape {list(tensors[n].shape)}" if n in tensors else "not there"
+    for n in state | saved:
+        if shape(saved, n) != shape(state, n):
+            raise ValueError(
+                f"this is no theta of {type(model).__name__}: {n!r} is {shape(saved, n)}, in the model {shape(state, n)}"
+            )
+    saved._metadata = state._metadata
+    model.load_state_dict(saved)
+    for n in unsaved:
+        buffers[n].copy_(theta[n])
+    return model

@@ -3,17 +3,23 @@
 import copy
 import multiprocessing
 import os
+import random
 import signal
+import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import MaxVit, get_model
+from torchvision.transforms import v2
 
 from sft_nb.data import Images, Loader, jitter, pocket
-from sft_nb.features import CLOSE, EXACT, Cache, Features, cache_key, cached, describe, extract, folded, relative_error
+from sft_nb.features import CLOSE, EXACT, Cache, Features, cache_key, cached, extract, folded, key_parts, relative_error
 from sft_nb.models import load_pretrained, normalise, snapshot
+from sft_nb.store import save
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +144,40 @@ def test_any_change_misses(pre, dl):
     assert len(keys) == n + 8
 
 
-def test_randomness_is_refused(pre, dl):
+def own_stream(xb):
+    return xb.float() + np.random.default_rng().random()
+
+
+RANDOM = {
+    "v2": v2.RandomHorizontalFlip(0.01),  # no Random in the next ones' names
+    "jitter": v2.ColorJitter(0.5),
+    "torch": lambda xb: xb.float() + torch.randn(1),
+    "python": lambda xb: xb.float() + random.random(),
+    "numpy": lambda xb: xb.float() + np.random.rand(),
+    "a stream of its own": own_stream,
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_randomness_is_refused_and_no_stream_is_moved(pre, dl, name):
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    with pytest.raises(ValueError, match="the transform is random.*augment=.*views=K"):
+        cache_key(pre.backbone, Loader(dl.ds, 64, RANDOM[name]))
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == state[1:]
+
+
+def test_a_name_is_not_a_die(pre, dl):
+    class RandomForestCrop(nn.Module):
+        def forward(self, xb):
+            g = torch.Generator().manual_seed(0)
+            return xb.float() + torch.randn(1, generator=g)  # always the same
+
+    assert cache_key(pre.backbone, Loader(dl.ds, 64, RandomForestCrop()))
     with pytest.raises(ValueError, match="augments at random.*views=K"):
         cache_key(pre.backbone, Loader(dl.ds, 64, dl.transform, augment=jitter(2)))
-    from torchvision.transforms import v2
-
-    with pytest.raises(ValueError, match="random"):
-        describe(v2.Compose([v2.RandomHorizontalFlip()]))
-    scale = 2
-    with pytest.raises(ValueError, match="does not say what it does"):
-        describe(lambda x: x * scale)
+    with pytest.raises(ValueError, match="augment draws random numbers that the seed does not give"):
+        cache_key(pre.backbone, Loader(dl.ds, 64, dl.transform, augment=lambda xb, g: xb + torch.rand(1)), views=2)
 
 
 def test_views_are_stored_views(pre, dl, cache):
@@ -161,6 +191,52 @@ def test_views_are_stored_views(pre, dl, cache):
     assert cache_key(pre.backbone, other, views=2) != cache_key(pre.backbone, augmented, views=2)
     three = Loader(dl.ds, 64, dl.transform, augment=jitter(3), seed=3)
     assert cache_key(pre.backbone, three, views=2) != cache_key(pre.backbone, augmented, views=2)
+
+
+WRONG = {
+    "no x": dict(y=torch.zeros(3, dtype=torch.int64)),
+    "no y": dict(x=torch.zeros(3, 2)),
+    "rows": dict(x=torch.zeros(3, 2), y=torch.zeros(4, dtype=torch.int64)),
+    "shape": dict(x=torch.zeros(3, 2, 2), y=torch.zeros(3, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_whole_file_that_holds_no_features_is_rebuilt(pre, dl, live, cache, wrong):
+    cached(pre.backbone, dl, cache=cache)
+    save(cache.files()[0], WRONG[wrong])
+    with pytest.warns(UserWarning, match="holds no features"):
+        f = cached(pre.backbone, dl, cache=cache)
+    assert relative_error(f.x, live) < EXACT
+
+
+def test_a_folder_named_like_a_file_of_the_cache(pre, dl, cache):
+    (cache.folder / f"{cache_key(pre.backbone, dl)}.safetensors").mkdir(parents=True)
+    with pytest.raises(OSError, match="is a folder where a file of the cache belongs: remove it"):
+        cached(pre.backbone, dl, cache=cache)
+    assert cache.files() == [] and cache.clear() == 0
+
+
+def test_the_home_folder_is_meant_by_a_tilde(pre, dl, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("SFT_NB_CACHE", "~/features")
+    monkeypatch.chdir(tmp_path)
+    cached(pre.backbone, dl)
+    assert len(Cache(str(tmp_path / "features")).files()) == len(Cache("~/features").files()) == 1
+    assert not (tmp_path / "~").exists()
+
+
+def test_why_there_was_no_hit(pre, dl, cache):
+    brighter = lambda k: Loader(dl.ds, 64, lambda xb, k=k: dl.transform(xb) * k)
+    assert "holds no finished features" in cache.why(key_parts(pre.backbone, dl))
+    cached(pre.backbone, dl, cache=cache)
+    cached(pre.backbone, brighter(1.0), cache=cache)
+    assert "nothing differs" in cache.why(key_parts(pre.backbone, dl))
+    assert cache.why(key_parts(pre.backbone, brighter(2.0))) == "transform: default k: was 1.0, now 2.0"
+    net = copy.deepcopy(pre.backbone)
+    net.bn1.running_mean[0] += 1
+    assert cache.why(key_parts(net, dl)).startswith("network: bn1.running_mean: was float32 [16] ")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
@@ -235,3 +311,191 @@ def test_the_cache_is_listed_sized_and_cleared(pre, dl, cache):
 def test_features_are_subset_like_a_set():
     f = Features(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2]))
     assert len(f[f.y > 0]) == 2 and torch.equal(f[1:].x, f.x[1:])
+
+
+# What else comes in: labels, batches, backbones
+
+
+GOOD = {
+    "int32": torch.tensor([0, 1, 2], dtype=torch.int32),
+    "uint8": torch.tensor([0, 1, 2], dtype=torch.uint8),
+    "whole floats": torch.tensor([0.0, 1.0, 2.0]),
+    "a column": torch.tensor([[0], [1], [2]]),
+    "numpy": np.array([0, 1, 2], dtype=np.int16),
+    "a list": [0, 1, 2],
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_labels_that_are_meant_as_labels(name):
+    f = Features(np.arange(6, dtype=np.float32).reshape(3, 2), GOOD[name])
+    assert f.y.dtype == torch.int64 and f.y.tolist() == [0, 1, 2] and torch.equal(f.x, torch.arange(6.0).view(3, 2))
+    assert len(f[1:]) == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (torch.zeros(4, 3), torch.zeros(3).long(), "4 rows of features need as many labels; got 3"),
+        (torch.zeros(4), torch.zeros(4).long(), r"must be numbers \[N, D\].*got torch.float32 \[4\]"),
+        (torch.zeros(4, 3, 2, 2), torch.zeros(4).long(), r"must be numbers \[N, D\]"),
+        (torch.zeros(4, 3), torch.tensor([0.5, 1, 2, 3]), "labels must be the numbers of classes"),
+        (torch.zeros(4, 3), torch.eye(4), r"numbers of classes, \[N\]; got torch.float32 \[4, 4\]"),
+        (torch.zeros(4, 3), torch.tensor([float("nan")] * 4), "labels must be"),
+    ],
+)
+def test_what_cannot_be_features(x, y, told):
+    with pytest.raises(ValueError, match=told):
+        Features(x, y)
+
+
+def test_features_of_nan_are_features():
+    assert Features(torch.full((2, 2), float("nan")), torch.tensor([0, 1])).x.isnan().all()
+
+
+def test_batches_of_other_kinds(pre, dl, live):
+    x = dl.transform(dl.ds.x)
+    data = DataLoader(TensorDataset(x, dl.ds.y.int()), 64)
+    arrays = [(xb.numpy(), yb.numpy()) for xb, yb in data]
+    for batches in (data, arrays, [[xb, yb[:, None]] for xb, yb in data]):
+        f = extract(pre.backbone, batches)
+        assert relative_error(f.x, live) < EXACT and torch.equal(f.y, dl.ds.y)
+
+
+class Gives(nn.Module):
+    "The backbone, its features handed over in some wrapping."
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+
+WRAPPINGS = {
+    "tuple": lambda z: (z, z[:1]),
+    "logits": lambda z: types.SimpleNamespace(logits=z, loss=None),
+    "dictionary": lambda z: dict(features=z),
+    "tokens": lambda z: torch.stack([z - 1, z + 1], 1),
+    "channels first": lambda z: z[:, :, None, None].expand(-1, -1, 3, 3),
+    "channels last": lambda z: z[:, None, None].expand(-1, 3, 3, -1),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_outputs_of_other_kinds(pre, dl, live, wrapping):
+    net = Gives(pre.backbone, WRAPPINGS[wrapping])
+    assert relative_error(extract(net, dl).x, live) < EXACT
+    assert relative_error(extract(net, dl, layer="net").x, live) < EXACT
+
+
+def test_outputs_that_cannot_be_features(pre, dl):
+    with pytest.raises(ValueError, match="without a tensor in it"):
+        extract(Gives(pre.backbone, lambda z: ["text"]), dl)
+    with pytest.raises(ValueError, match=r"a row for each of \d+ examples; got \[1, 128\]"):
+        extract(Gives(pre.backbone, lambda z: z[:1]), dl)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_backbone_of_another_type(pre, dl, live, dtype):
+    net = copy.deepcopy(pre.backbone).to(dtype)
+    f = extract(net, dl)
+    assert f.x.dtype == torch.float32 and relative_error(f.x, live) < (EXACT if dtype == torch.float64 else CLOSE)
+    assert net.conv1.weight.dtype == dtype
+    assert relative_error(extract(net, dl, layer="layer2").x, extract(pre.backbone, dl, layer="layer2").x) < CLOSE
+
+
+def test_a_backbone_without_parameters_and_a_second_look_at_features(dl):
+    f = extract(nn.Flatten(), Loader(dl.ds, 64))
+    assert torch.equal(f.x, dl.ds.x.flatten(1).float() / 255)
+    assert torch.equal(extract(nn.Identity(), Loader(f, 7)).x, f.x)
+    assert torch.equal(extract(nn.Flatten(), Loader(dl.ds, 64, lambda xb: xb)).x, dl.ds.x.flatten(1).float())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(torch.float32, None), (torch.bfloat16, "cannot be computed: computing in")]
+)
+def test_a_candidate_that_fails_is_not_heard_of(dl, capfd, dtype, said):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            if said and x.dtype != torch.float32:
+                raise OSError("only float32")
+            return self.conv(x).mean((2, 3))
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        f = extract(Net(), dl, dtype)
+    heard = [str(w.message) for w in seen if w.category is UserWarning]
+    assert f.x.shape == (300, 8) and capfd.readouterr().err == ""
+    assert (not heard) if said is None else said in heard[0]
+
+
+# A layer
+
+
+class Overwrites(nn.Module):
+    "bn is overwritten by the next layer, twice runs twice, and never is never called."
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.relu = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+        self.twice, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        z = self.relu(self.bn(x)).mean((2, 3))
+        return self.twice(self.twice(z)).relu_()
+
+
+def test_a_layer_is_read_before_the_next_one_writes_into_it(dl):
+    torch.manual_seed(0)
+    net, x = Overwrites().eval(), dl.transform(dl.ds.x)
+    with torch.no_grad():
+        want = net.bn(x)
+        last = net.twice(net.twice(want.relu().mean((2, 3))))
+    assert want.min() < 0 and last.min() < 0
+    assert relative_error(extract(net, dl, layer="bn").x, want.mean((2, 3))) < EXACT
+    assert relative_error(extract(net, dl, layer="twice").x, last) < EXACT, "of two runs the last one, as it was"
+    with pytest.raises(ValueError, match="'never' is not called"):
+        extract(net, dl, layer="never")
+
+
+LAYERS = {
+    "swin_t": ("features.3", lambda z: z.mean((1, 2))),  # [N, H, W, C]
+    "vit_b_16": ("encoder.layers.encoder_layer_3", lambda z: z.mean(1)),  # [N, T, D]
+    "convnext_tiny": ("features.3", lambda z: z.mean((2, 3))),
+    "maxvit": ("blocks.1", lambda z: z.mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_other_families(name):
+    torch.manual_seed(0)
+    px = 32 if name in ("vit_b_16", "maxvit") else 64
+    if name == "maxvit":
+        net = MaxVit((32, 32), 8, 2, [8, 16], [1, 1], 8, 0.2).eval()
+    else:
+        net = get_model(name, weights=None, **(dict(image_size=32) if name == "vit_b_16" else {})).eval()
+    ds = Images(torch.randint(0, 256, (2, 3, px, px), dtype=torch.uint8), torch.arange(2))
+    batches, (layer, pool), seen = Loader(ds, 2), LAYERS[name], []
+    net.get_submodule(layer).register_forward_hook(lambda m, a, out: seen.append(pool(out)))
+    with torch.inference_mode():
+        want = net(next(iter(batches))[0])
+    assert relative_error(extract(net, batches, layer=layer).x, seen[0]) < EXACT
+    assert relative_error(extract(net, batches).x, want) < EXACT
+    if name == "vit_b_16":  # attention gives a tuple: its first tensor
+        assert extract(net, batches, layer="encoder.layers.encoder_layer_3.self_attention").x.shape == (2, 768)
+
+
+def test_a_text_encoder():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = nn.Sequential(nn.Embedding(50, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)).eval()
+    tokens = torch.randint(0, 50, (7, 5))
+    with torch.no_grad():
+        want = net(tokens).mean(1)
+    assert relative_error(extract(net, [(tokens[:4], [0, 1, 0, 1]), (tokens[4:], [0, 1, 0])]).x, want) < EXACT

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import sys
 import warnings
 
@@ -81,7 +82,7 @@ def test_a_frozen_backbone_keeps_every_byte(name):
 def test_without_the_mode_every_batchnorm_buffer_moves_and_no_parameter(name):
     "The control: the same training in a model that does not follow, so the test above can fail."
     backbone, head = apart(name)
-    model = nn.Sequential(freeze(backbone), head)
+    model = nn.Sequential(backbone.requires_grad_(False), head)
     before = bytes_of(backbone)
     with pytest.raises(AssertionError, match=r"^buffer '.*running_mean' moved \(\d+ others too\)"):
         with unchanged(backbone):
@@ -129,14 +130,118 @@ def test_frozen_survives_what_wraps_the_model():
     assert not any(m.training for m in backbone.modules())
 
 
-def test_the_guard_sees_what_passes_the_model_by():
+CALLS = {
+    "model": lambda m: m.train(),
+    "backbone": lambda m: m.backbone.train(),
+    "every module": lambda m: [k.train() for k in m.modules()],
+    "apply": lambda m: m.apply(lambda k: k.train()),
+    "leaves": lambda m: [k.train() for k in m.backbone.modules() if not list(k.children())],
+    "by hand": lambda m: [setattr(k, "training", True) for k in m.modules()],
+}
+CARRIED = {
+    "itself": lambda m: m,
+    "copy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "loaded": lambda m: (m.load_state_dict({n: t.clone() for n, t in m.state_dict().items()}), m)[1],
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("carried", CARRIED)
+def test_whoever_calls_train_on_whatever_part(call, carried):
+    backbone, head = apart("pocket")
+    model = CARRIED[carried](TransferModel(freeze(backbone), head))
+    before = bytes_of(model.backbone)
+    for _ in range(2):
+        CALLS[call](model)
+        model(torch.randn(4, 3, 32, 32))
+        CALLS[call](model)
+        model.features(torch.randn(4, 3, 32, 32))
+    assert (
+        bytes_of(model.backbone) == before
+        and model.state_dict().keys() == TransferModel(*apart("pocket")).state_dict().keys()
+    )
+    unfreeze(model)
+    CALLS[call](model)
+    model.train()
+    model(torch.randn(4, 3, 32, 32))
+    after = bytes_of(model.backbone)
+    assert {n for n in before if after[n] != before[n]} == {n for n, _ in model.backbone.named_buffers()}, (
+        "it moves again"
+    )
+
+
+def test_a_gradient_switched_on_by_hand_is_seen():
+    net = freeze(NETWORKS["pocket"]()).requires_grad_(True).train()
+    before = bytes_of(net)
+    net(torch.randn(4, 3, 32, 32))
+    assert net.bn1.training and bytes_of(net)["bn1.running_mean"] != before["bn1.running_mean"]
+
+
+@pytest.mark.parametrize("pattern", ["1", "1.*", "[1]"])
+def test_statistics_without_parameters_are_frozen_by_their_name(pattern):
+    "BatchNorm(affine=False) behind a frozen layer follows what it stands in, until it is named."
+    make = lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Dropout(), nn.Linear(4, 2))
+    for model, named in ((freeze(make(), "0.*"), False), (freeze(make(), "0.*", pattern), True)):
+        before = bytes_of(model[1])
+        for call in (lambda m: m.train(), lambda m: [k.train() for k in m.modules()]):
+            call(model)
+            model(torch.randn(8, 3))
+        assert (bytes_of(model[1]) == before) == named and model[2].training and model[3].training
+    wrapped = TransferModel(model, nn.Linear(2, 2)).train()
+    wrapped(torch.randn(8, 3))
+    assert bytes_of(model[1]) == before, "the mark outlives a mode derived anew"
+    for back in (lambda: unfreeze(model, pattern), lambda: unfreeze(model)):
+        freeze(model, pattern)
+        assert not model[1].training
+        back()
+        assert model[1].training
+
+
+def test_a_frozen_sequential_of_ones_own_keeps_all_statistics():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4), nn.Dropout())
+    outer = nn.Sequential(freeze(net), nn.Linear(4, 2))
+    before = bytes_of(net)
+    for m in outer.modules():
+        m.train()
+    outer(torch.randn(8, 3))
+    net[1].train()
+    outer(torch.randn(8, 3))
+    assert bytes_of(net) == before
+
+
+@pytest.mark.parametrize("given", ["module", "name"])
+def test_a_backbone_without_any_parameter_can_be_frozen(given):
+    backbone = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Flatten())
+    model = TransferModel(freeze(backbone) if given == "module" else backbone, nn.Linear(4, 2))
+    if given == "name":
+        freeze(model, "backbone.*")
+    before = bytes_of(backbone)
+    for m in (model, backbone, backbone[0]):
+        m.train()
+        model(torch.randn(8, 4))
+    assert bytes_of(backbone) == before and model.head.training
+
+
+def test_a_train_of_its_own_is_respected():
+    class Own(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    model = TransferModel(Own(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4)), nn.Linear(4, 2)).train()
+    assert [m.training for m in model.backbone] == [False, True, True] and model.head.training
+    own = freeze(Own(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 4)), "2.*")
+    assert [m.training for m in own] == [False, True, False]
+
+
+def test_the_guard_sees_a_forward_by_hand():
     backbone, head = apart("pocket")
     model = TransferModel(freeze(backbone), head)
     with pytest.raises(AssertionError, match=r"'bn1\.running_mean' moved"), unchanged(backbone):
-        backbone.train()
-        model(torch.randn(4, 3, 32, 32))
-    with unchanged(backbone):  # the model's own train() mends the mode
-        model.train()
+        backbone.bn1.train().forward(torch.randn(4, 16, 8, 8))
+    with unchanged(backbone):
         model(torch.randn(4, 3, 32, 32))
 
 
@@ -462,7 +567,7 @@ def test_the_usual_program_moves_all_statistics_and_costs_the_source():
     intact = source_accuracy(net.eval())
     results = {}
     for model in (nn.Sequential, TransferModel):
-        backbone = freeze(copy.deepcopy(net))
+        backbone = copy.deepcopy(net).requires_grad_(False)
         before = {n: t.clone() for n, t in backbone.state_dict().items()}
         fine = model(backbone, nn.Linear(128, 10))
         opt = torch.optim.Adam(trainable(fine).values())

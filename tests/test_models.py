@@ -30,6 +30,7 @@ from sft_nb.models import (
     architecture,
     find_head,
     load_pretrained,
+    load_theta,
     read_weights,
     snapshot,
     source_network,
@@ -618,3 +619,115 @@ def test_a_snapshot_is_a_value():
     for t in theta.values():
         t.zero_()
     assert same(trained, dict(model.state_dict())), "writing into the value reached the model"
+
+
+class Unsaved(nn.Module):
+    "A network that reads a buffer which `state_dict` leaves out."
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.register_buffer("scale", torch.ones(2), persistent=False)
+
+    def forward(self, x):
+        return self.fc(x) * self.scale
+
+
+def test_theta_goes_back_whatever_became_of_the_version_numbers():
+    net, other = (torchvision.models.mnasnet0_5(weights=None) for _ in range(2))
+    plain = {n: t.clone() for n, t in net.state_dict().items()}
+    with pytest.raises(ValueError, match="version"):
+        other.load_state_dict(plain)
+    assert load_theta(other, plain) is other and same(other.state_dict(), net.state_dict())
+    again = torchvision.models.mnasnet0_5(weights=None)
+    again.load_state_dict(snapshot(net))
+    again.load_state_dict(copy.deepcopy(snapshot(net)))
+    assert same(again.state_dict(), net.state_dict())
+
+
+def test_unsaved_buffers_are_put_back_where_they_were_asked_for():
+    net = Unsaved()
+    theta, everything = snapshot(net), snapshot(net, unsaved=True)
+    assert set(theta) == {"fc.weight", "fc.bias"} and set(everything) == {*theta, "scale"}
+    net.load_state_dict(theta)
+    net.scale.mul_(3)
+    net.fc.weight.data.add_(1)
+    assert torch.equal(load_theta(net, theta).scale, torch.full((2,), 3.0))
+    net.fc.weight.data.add_(1)
+    assert torch.equal(load_theta(net, everything).scale, torch.ones(2)) and same(theta, net.state_dict())
+    with pytest.raises(AssertionError, match="buffer 'scale' moved"), unchanged(net):
+        net.scale.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop("fc.bias"), r"'fc.bias' is not there, in the model of shape \[2\]"),
+        (lambda t: t.update(x=torch.zeros(1)), r"'x' is of shape \[1\], in the model not there"),
+        (lambda t: t.update({"fc.weight": torch.zeros(3, 2)}), r"'fc.weight' is of shape \[3, 2\]"),
+    ],
+)
+def test_a_theta_of_something_else_is_refused_and_changes_nothing(change, told):
+    net = Unsaved()
+    theta = snapshot(net)
+    before = payload(net)
+    theta["fc.weight"] += 1
+    change(theta)
+    with pytest.raises(ValueError, match="no theta of Unsaved: " + told):
+        load_theta(net, theta)
+    assert payload(net) == before
+
+
+class TwoNames(nn.Module):
+    "One head under two names; `runs` is how often it runs."
+
+    def __init__(self, runs=1):
+        super().__init__()
+        self.body, self.fc, self.runs = nn.Linear(3, 4), nn.Linear(4, 4), runs
+        self.classifier = self.fc
+
+    def forward(self, x):
+        x = self.body(x)
+        for _ in range(self.runs):
+            x = self.classifier(x)
+        return x
+
+
+def test_a_head_with_two_names_leaves_the_backbone_under_both():
+    net, x = TwoNames(), torch.randn(5, 3)
+    where = find_head(net, x)
+    for name in (where, "classifier", "fc"):
+        backbone, head = take_apart(net, name)
+        assert torch.equal(backbone(x), net.body(x)) and torch.equal(head(backbone(x)), net(x))
+    with pytest.raises(ValueError, match="'fc' runs 2 times in TwoNames"):
+        find_head(TwoNames(2), x)
+
+
+# --- the picture size --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({w.transforms().crop_size[0]: n for n, w in WEIGHTS.items()}.values()))
+def test_the_size_is_the_transforms(name):
+    "One network for each size that torchvision's transforms cut to, 224 to 600 and more."
+    pre = Pretrained(nn.Flatten(), nn.Linear(1, 1), WEIGHTS[name].transforms(), 1, name)
+    state = torch.get_rng_state()
+    assert pre.size == WEIGHTS[name].transforms().crop_size[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_size_where_the_transform_leaves_it_alone():
+    from torchvision.transforms import v2
+
+    assert {load_pretrained(n).size for n in POCKET} == {32}
+    of = lambda transform: Pretrained(nn.Flatten(), nn.Linear(1, 1), transform, 1, "mine").size
+    assert of(lambda x: x.float() / 255) == 224 and of(None) == 224
+    assert of(v2.Compose([v2.Resize(100), v2.CenterCrop(96)])) == 96 and of(v2.RandomResizedCrop(64)) == 64
+    assert Pretrained(load_pretrained("pocket").backbone, nn.Linear(1, 1), v2.Resize((48, 48)), 1, "mine").size == 48
+
+
+def test_a_new_head_lies_where_the_backbone_lies():
+    pre = load_pretrained("pocket")
+    for where in (dict(device="meta"), dict(dtype=torch.float64), dict(dtype=torch.bfloat16)):
+        moved = Pretrained(copy.deepcopy(pre.backbone).to(**where), pre.head, pre.transform, 128, "pocket")
+        weight = adapt(moved, 3).head.weight
+        assert (weight.device, weight.dtype) == (moved.backbone.conv1.weight.device, moved.backbone.conv1.weight.dtype)

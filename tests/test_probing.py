@@ -254,7 +254,6 @@ BAD = {
     "labels": (TOY, 2, 0.1, "0..1; found 0 to 2"),
     "negative": (TOY, 3, -1.0, "must be >= 0; got .-1"),
     "empty": (Features(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)), 3, 0.1, "as many labels"),
-    "lengths": (Features(torch.zeros(4, 3), torch.zeros(3, dtype=torch.long)), 3, 0.1, "as many labels"),
 }
 
 
