@@ -10,8 +10,9 @@ __all__ = ['processes', 'share', 'total', 'gather', 'shared_features', 'shared_p
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,14 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import experiments
 from .cli import Parser, add_options
-from .core import set_seed, unknown
+from .core import sentence, set_seed, unknown
 from .data import Loader
 from .evaluation import predict
 from .experiments import FORMATS, Config, Record, Setting, render
 from .features import Cache, Features, cached, extract
 from .models import TransferModel
 from .probing import Probe, solve_head
-from .store import append_line, load_checkpoint, save_checkpoint
+from .store import append_line, as_path, check_writable, load_checkpoint, save_checkpoint
 from .strategies import Alone, Phase, resumable, run_phases
 from .training import Step, random_state, set_random_state, steps
 
@@ -135,7 +136,7 @@ def shared_features(
     if folder is None or not n:
         return extract(backbone, own)[:n]
     rows = dl.batch_size * max(1, 8192 // dl.batch_size)  # whole batches in a shard
-    return cached(backbone, own, cache=Cache(Path(folder)), rows=rows)
+    return cached(backbone, own, cache=Cache(as_path(folder)), rows=rows)
 
 
 def shared_predict(
@@ -313,7 +314,7 @@ class _Together(Setting):
 
     def train(self, model, phases):
         what = repr((self.config, phases, _where()[1]))
-        own = self.folder and Path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
+        own = self.folder and as_path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
         return shared_phases(model, self.training(), phases, folder=self.folder, checkpoints=own, every=self.every)
 
 
@@ -342,21 +343,60 @@ def _parsed(argv):
         raise unknown("format", format, FORMATS)
     return Config(**args), cache, every, out, format
 
+# %% ../nbs/21_distributed.ipynb #21f0de02
+def _who():
+    "Before its words: which of many processes it is."
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return f"process {rank} of {world}: " * (world != "1")
+
+
+def _board():
+    "What the processes have in common from their first line to their last; with no launcher there is one process."
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return next(dist.rendezvous("env://"))[0]
+    return dist.HashStore()
+
+
+def _tell(who, what):
+    "Say it, unless another process says the same: then wait until it has."
+    board, key = _board(), sha256(repr(what).encode()).hexdigest()
+    if board.add(key, 1) > 1:
+        with suppress(RuntimeError):  # it did not come to that
+            board.wait([f"{key} is said"], timedelta(seconds=20))
+            return
+    print(f"sft_nb: {who}{what}", file=sys.stderr, flush=True)
+    board.set(f"{key} is said", "")
+
+# %% ../nbs/21_distributed.ipynb #21f0de03
+def _check_places(out, cache):
+    "Before the work: can its results be kept? The record is the first process's, the cache everybody's."
+    if out and os.environ.get("RANK", "0") == "0":
+        check_writable(out)
+    if cache:
+        check_writable(as_path(cache) / "new")
+
 
 def main(
     argv: Sequence[str] | None = None,  # The command line's own if None
 ) -> int:  # 0 done, 2 wrong input
     "`torchrun --standalone --nproc_per_node=N -m sft_nb.distributed ...`: the options of `sft_nb run`, and --cache."
-    first = os.environ.get("RANK", "0") == "0"  # the one that speaks and writes
+    first, who = os.environ.get("RANK", "0") == "0", ""  # the first one writes
     try:
         config, cache, every, out, format = _parsed(argv)
+        who = _who()  # what comes now may be wrong with one process and not with another
+        _check_places(out, cache)
         with processes(config.device):
             record = run(config, cache, every)
         if first and out:
             append_line(out, asdict(record))
         print(render([record.row()], format) * first, end="", flush=True)
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f"sft_nb: {' '.join(str(e).split())}\n" * first, end="", file=sys.stderr, flush=True)
+        _tell(who, sentence(e))
+        return 2
+    except RuntimeError as e:
+        if "by peer" not in str(e):
+            raise
+        _tell(who, "another process has ended, and the work of all ends with it: it has said why")
         return 2
     return 0
 

@@ -7,8 +7,10 @@ __all__ = ['bn_only', 'bitfit', 'LoRA', 'lora_size', 'add_lora', 'merge_lora', '
            'Changed', 'DeltaAbout', 'delta_about', 'load_delta', 'interpolate']
 
 # %% ../nbs/11_peft.ipynb #324c1f6e
+import copy
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from .core import unknown
 from .freezing import follow_grad, moved
-from .models import Pretrained, TransferModel
+from .models import Pretrained, TransferModel, load_theta
 from .store import StoreError, digest, load, save
 
 # %% ../nbs/11_peft.ipynb #ab0add3d
@@ -51,13 +53,20 @@ def bn_only(
     return _learn_only(model, params)
 
 # %% ../nbs/11_peft.ipynb #c5759c88
+def _is_bias(name, p):
+    "`bias`, or a vector with that word in its name: in_proj_bias, q_bias, bias_ih_l0; a relative_position_bias_table is none."
+    return name == "bias" or (p.ndim == 1 and "bias" in name.split("_"))
+
+
 def bitfit(
     model: nn.Module,  # Changed in place
 ) -> nn.Module:  # The same module, its mode derived anew
-    "Train every bias (BitFit; Ben Zaken, Goldberg and Ravfogel 2022) and a TransferModel's head, nothing else."
+    """Train every bias (BitFit; Ben Zaken, Goldberg and Ravfogel 2022) and a TransferModel's head, nothing else.
+
+    A bias is what a layer itself calls `bias`, or a vector of which that is a part of the name, joined by `_`."""
     body = _body(model)[0]
     own = [item for m in body.modules() for item in m.named_parameters(recurse=False)]  # under the layer's own name
-    params = [p for n, p in own if n in ("bias", "in_proj_bias")]  # the latter is attention's
+    params = [p for n, p in own if _is_bias(n, p)]
     if not params:
         raise ValueError(f"{type(body).__name__} has no biases, so bitfit would train nothing: try add_lora")
     return _learn_only(model, params)
@@ -196,12 +205,19 @@ def delta(
     return {n: theta[n].detach().clone() for n in moved(dict(theta_pre), dict(theta))}
 
 
+def _versioned(theta, like):
+    "theta with the version numbers of the layers of another, which `load_state_dict` asks some layers for."
+    theta = OrderedDict(theta)
+    theta._metadata = copy.deepcopy(getattr(like, "_metadata", OrderedDict()))
+    return theta
+
+
 def apply_delta(
     theta_pre: Mapping[str, Tensor],
     delta: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:  # Copies
     "theta_fine again: theta_pre's tensors, except for those that the delta holds."
-    return {n: t.detach().clone() for n, t in {**theta_pre, **delta}.items()}
+    return _versioned({n: t.detach().clone() for n, t in {**theta_pre, **delta}.items()}, theta_pre)
 
 
 def num_bytes(
@@ -212,13 +228,13 @@ def num_bytes(
 
 # %% ../nbs/11_peft.ipynb #e3f7207d
 def _theta(model):
-    return model.state_dict() if isinstance(model, nn.Module) else dict(model)
+    return model.state_dict() if isinstance(model, nn.Module) else model
 
 
 def _base(pre):
     "The name of a base and its tensors; a Pretrained's are named as in a TransferModel."
     if isinstance(pre, Pretrained):
-        return pre.name, {f"backbone.{n}": t for n, t in pre.backbone.state_dict().items()}
+        return pre.name, nn.ModuleDict({"backbone": pre.backbone}).state_dict()
     return "theta_pre", _theta(pre)
 
 
@@ -255,9 +271,7 @@ def save_delta(
     about = dict(kind="delta", base=name, base_sha256=digest(theta_pre), classes=json.dumps([*classes]))
     if isinstance(model, nn.Module):
         about["layers"] = json.dumps({n: _kind(model.get_submodule(n)) for n in _owners(tensors)})
-    path = Path(path).expanduser()
-    save(path, tensors, about)
-    return path.stat().st_size
+    return save(path, tensors, about).stat().st_size
 
 
 def _owners(names):
@@ -295,7 +309,6 @@ def _changed(name, kind, tensors):
 
 def _read_delta(path):
     "The tensors of a delta, and what it says of itself."
-    path = Path(path).expanduser()
     try:
         tensors, meta = load(path)
     except StoreError as e:
@@ -375,7 +388,7 @@ def load_delta(
     if model is not None:
         if what := _misfit(about, theta, model):
             raise ValueError(f"{path} does not fit the model: {what}")
-        model.load_state_dict(theta)
+        load_theta(model, theta)
     return theta
 
 # %% ../nbs/11_peft.ipynb #0eabed81
@@ -395,6 +408,5 @@ def interpolate(
             )
     near = theta_0 if a < 0.5 else theta_1
     whole = lambda t: a in (0, 1) or not t.is_floating_point()
-    return {
-        n: near[n].detach().clone() if whole(t) else torch.lerp(t, theta_1[n], a).detach() for n, t in theta_0.items()
-    }
+    between = lambda n, t: near[n].detach().clone() if whole(t) else torch.lerp(t, theta_1[n], a).detach()
+    return _versioned({n: between(n, t) for n, t in theta_0.items()}, theta_0)

@@ -16,8 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from hashlib import sha256
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from statistics import fmean
 from threading import Event
@@ -30,9 +29,9 @@ import sft_nb
 from .core import unknown
 from .data import Loader
 from .evaluation import accuracy, predict
-from .features import extract
+from .features import extract, identity
 from .freezing import freeze, trainable, unfreeze
-from .models import TransferModel, snapshot
+from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist
 from .peft import add_lora, bitfit, bn_only
 from .probing import Probe, solve_head
@@ -93,23 +92,42 @@ def _check_kinds(phase):
         raise ValueError("start='solve' needs l2 > 0: without it the head's optimum may not exist")
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e20
+_LARGE, _SMALL = 0.5, 0.03  # of the backbone: what holds more is opened; a last block of less joins the one before
+_STAGE = re.compile(r"layer\d+")  # what a ResNet calls its stages, which the papers count as its blocks
+
+
+def _numbers(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def _parts(module, most, path=""):
+    "What blocks are made of, from the input up: a name, a pattern, how many numbers, and whether a block begins here."
+    for n, p in module.named_parameters(recurse=False):
+        yield path + n, path + n, p.numel(), False  # a class token, a table of positions: no block of its own
+    for n, m in module.named_children():
+        if sum(map(_numbers, m.children())) > most and not _STAGE.fullmatch(n):
+            yield from _parts(m, most, f"{path}{n}.")
+        elif size := _numbers(m):
+            yield path + n, f"{path}{n}.*", size, any(p.ndim > 1 for p in m.parameters())
+
+
 def blocks(
     model: TransferModel,
-) -> dict[str, tuple[str, ...]]:  # name -> patterns of its parameters, from the input up; the last is "head"
-    "The backbone's children that hold parameters; BatchNorm and the like belong to the block before them."
-    inside = lambda m: [(n, c) for n, c in m.named_children() if any(True for _ in c.parameters())]
-    own = lambda m: [n for n, _ in m.named_parameters(recurse=False)]
-    body, path = model.backbone, "backbone."
-    while len(kids := inside(body)) == 1 and inside(kids[0][1]) and not own(body):
-        body, path = kids[0][1], f"{path}{kids[0][0]}."  # a mere wrapper: look into it
-    found = {} if kids else {"backbone": ()}
-    for n, m in kids:
-        matrix = any(p.ndim > 1 for p in m.parameters())
-        where = n if matrix or not found else list(found)[-1]
-        found[where] = (*found.get(where, ()), f"{path}{n}.*")
-    first = next(iter(found))
-    found[first] = tuple(path + n for n in own(body)) + found[first]
-    return {n: patterns for n, patterns in found.items() if patterns} | {"head": ("head.*",)}
+) -> dict[str, tuple[str, ...]]:  # name in the backbone -> patterns of its parameters, from the input up; then "head"
+    """What strategies count from the head down: the backbone's modules, in the order in which they were registered.
+
+    A module is opened while its children hold more than half of the backbone; a ResNet's layer1, layer2, ... stay whole.
+    What holds no matrix, such as BatchNorm, belongs to the block before it, and so does a last block of less than 3 %."""
+    total = _numbers(model.backbone)
+    parts = list(_parts(model.backbone, _LARGE * total))
+    begins = [i for i, (*_, here) in enumerate(parts) if here]
+    cuts = [0, *begins[1:], len(parts)]  # what comes before the first block is a part of it
+    groups = [parts[a:b] for a, b in pairwise(cuts) if parts]
+    while len(groups) > 1 and sum(size for _, _, size, _ in groups[-1]) < _SMALL * total:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    names = [parts[i][0] for i in begins] or ["backbone"]
+    found = {n: tuple(f"backbone.{part[1]}" for part in group) for n, group in zip(names, groups, strict=False)}
+    return found | {"head": ("head.*",)}
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e21
 def _select(model, patterns):
@@ -195,8 +213,9 @@ class Alone:
     processes = 1  # How many do it
 
     def solve(self, model: TransferModel, dl: Loader, l2: float) -> Probe:
-        "The certified optimum of the head's problem on the pictures as they are."
-        feats = extract(model.backbone, replace(dl, shuffle=False, augment=None))
+        "The certified optimum of the head's problem on the pictures as they are; of a torch DataLoader as it gives them once."
+        plain = replace(dl, shuffle=False, augment=None) if isinstance(dl, Loader) else dl
+        feats = extract(model.backbone, plain)
         return solve_head(feats, model.head.out_features, l2)
 
     def steps(self, model: TransferModel, dl: Loader, *args) -> Iterator[Step]:
@@ -261,7 +280,7 @@ def _train(run):
     if run.opt is None:
         _tools(run)
         if run.valid is not None:
-            run.best, run.theta = _score(run), snapshot(run.model)
+            run.best, run.theta = _score(run), snapshot(run.model, unsaved=True)
     phase, loss = run.phases[run.k], _objective(run.model, run.phases[run.k], run.theta_pre)
     name, ended = phase.name or " ".join(phase.train), lambda: run.waited == run.patience > 0
     args = run.model, run.dl, run.opt, phase.epochs, loss, run.schedule, name, run.at
@@ -271,12 +290,12 @@ def _train(run):
         if last and run.valid is not None:
             run.waited += 1
             if (now := _score(run)) > run.best:
-                run.best, run.theta, run.waited = now, snapshot(run.model), 0
+                run.best, run.theta, run.waited = now, snapshot(run.model, unsaved=True), 0
         yield s
         if ended():
             break
     if run.theta is not None:
-        run.model.load_state_dict(run.theta)
+        load_theta(run.model, run.theta)
 
 # %% ../nbs/10_strategies.ipynb #5c0e0015
 def _carry_out(run):
@@ -297,13 +316,15 @@ def _planned(model, dl, phases, valid, patience, by):
         raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
     if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
+    if any(p.epochs for p in phases) and not hasattr(dl, "__len__"):
+        raise TypeError(f"a phase needs batches that can be counted, and a {type(dl).__name__} cannot: give a Loader")
     theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
     return _Run(model, dl, phases, valid, patience, by, theta_pre=theta_pre)
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e35
 def run_phases(
     model: TransferModel,  # Trained in place; in eval mode at the end
-    dl: Loader,  # The training set's batches
+    dl: Loader | Sequence,  # The training set's batches; or a torch DataLoader, or a list of them
     phases: Sequence[Phase],  # E.g. of `strategy(name, model)`
     valid: Loader | None = None,  # Accuracy after each epoch: each phase ends at its best theta
     patience: int = 0,  # End a phase after so many epochs without a better one; 0: never
@@ -335,15 +356,15 @@ def surgical(
 
 def gradual_unfreezing(
     model: TransferModel,  # Its blocks make the stages
-    epochs: int = 20,  # In all: one for each stage, what is left for the last, in which everything learns
+    epochs: int = 20,  # In all: one for each stage, what is left for the last, in which everything learns; 2 at least
     lr: float = 3e-3,  # The head's
 ) -> tuple[Phase, ...]:
     "One block more in each stage, from the head down, with discriminative rates (Howard and Ruder 2018)."
     tops = list(accumulate(reversed(blocks(model).values()), lambda below, block: below + block))
-    if epochs < len(tops):
-        raise ValueError(
-            f"{type(model.backbone).__name__} has {len(tops)} blocks with its head, so it needs as many epochs; got {epochs}"
-        )
+    if epochs < min(2, len(tops)):
+        raise ValueError(f"gradual unfreezing needs an epoch for its first stage and one for its last; got {epochs}")
+    if len(tops) > epochs:  # the lowest blocks come all at once
+        tops = [*tops[: epochs - 1], tops[-1]]
     long = [1] * (len(tops) - 1) + [epochs - len(tops) + 1]
     stage = lambda i: Phase(tops[i], long[i], lr, decay=2.6, schedule="slanted", name=f"top {i + 1}")
     return tuple(map(stage, range(len(tops))))
@@ -425,7 +446,7 @@ def _unpack_steps(c):
 def _state(run, history):
     "All that the next step reads, and the steps so far."
     return {f: getattr(run, f) for f in _KEPT} | dict(
-        model=dict(run.model.state_dict()), opt=run.opt and run.opt.state_dict(),
+        model=dict(snapshot(run.model, unsaved=True)), opt=run.opt and run.opt.state_dict(),
         schedule=run.schedule and run.schedule.state_dict(), history=_pack_steps(history), random=random_state(),
         epochs=[run.dl.epoch - (run.at[1] > 0), run.valid and run.valid.epoch],  # an epoch that has begun begins again
     )  # fmt: skip
@@ -442,7 +463,7 @@ def _restore(run, state):
         run.opt.load_state_dict(state["opt"])
     if run.schedule:
         run.schedule.load_state_dict(state["schedule"])
-    run.model.load_state_dict(state["model"])
+    load_theta(run.model, state["model"])
     run.theta_pre = {n: t.to(run.dl.device) for n, t in state["theta_pre"].items()}
     run.dl.epoch = state["epochs"][0]
     if run.valid:
@@ -450,35 +471,35 @@ def _restore(run, state):
     return _unpack_steps(state["history"])
 
 # %% ../nbs/10_strategies.ipynb #5c0e0006
-def _call(f):
-    "A function as text: its name, a hash of its code and what it encloses, without addresses."
-    code = getattr(f, "__code__", None)
-    if code is None:
-        return re.sub(r" at 0x\w+", "", str(f))
-    told = [code.co_code, code.co_names, *(c for c in code.co_consts if not hasattr(c, "co_code"))]
-    inside = [c.cell_contents for c in f.__closure__ or ()]
-    return re.sub(
-        r" at 0x\w+", "", f"{f.__qualname__} {sha256(repr(told).encode()).hexdigest()[:8]} {inside or ''}".strip()
-    )
+def _about_code(name, f, leave_out=()):
+    "The parts of a function or network, by name."
+    if f is None:
+        return {name: "None"}
+    try:
+        return {f"{name}.{k}": v for k, v in identity(f, mode=False).items() if k not in leave_out}
+    except ValueError as e:
+        raise ValueError(f"a checkpoint must know its run again, and {name} does not say what it is: {e}") from e
 
 
 def _about_loader(name, dl):
     if dl is None:
         return {name: "None"}
     kept = dict(batch_size=dl.batch_size, shuffle=dl.shuffle, seed=dl.seed, device=dl.device)
-    kept |= dict(transform=_call(dl.transform), augment=_call(dl.augment), data=digest(dict(x=dl.ds.x, y=dl.ds.y))[:12])
-    return {f"{name}.{k}": str(v) for k, v in kept.items()}
+    kept |= dict(data=digest(dict(x=dl.ds.x, y=dl.ds.y))[:12])
+    code = _about_code(f"{name}.transform", dl.transform) | _about_code(f"{name}.augment", dl.augment)
+    return {f"{name}.{k}": str(v) for k, v in kept.items()} | code
 
 # %% ../nbs/10_strategies.ipynb #5c0e0011
 def _about(run):
-    "What a run is, item by item, as text: a checkpoint goes on under the same only."
+    "What a run is, item by item, as text: a checkpoint goes on under the same only. The head's numbers come from the file."
     about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__))
     about |= dict(threads=str(torch.get_num_threads()), processes=str(run.by.processes))
     about |= {f"phases[{i}].{k}": repr(v) for i, p in enumerate(run.phases) for k, v in asdict(p).items()}
     about |= _about_loader("dl", run.dl) | _about_loader("valid", run.valid) | dict(patience=str(run.patience))
-    about |= {f"layer {n}": f"{type(m).__name__}({m.extra_repr()})" for n, m in run.model.named_modules() if n}
-    about |= {f"tensor {n}": f"{t.dtype} {list(t.shape)}" for n, t in run.model.state_dict().items()}
-    return about | dict(backbone=f"digest {digest(run.model.backbone.state_dict())[:12]}")
+    tensors = snapshot(run.model, unsaved=True)
+    about |= _about_code("model", run.model, tensors.keys())
+    about |= {f"tensor {n}": f"{t.dtype} {list(t.shape)}" for n, t in tensors.items()}
+    return about | dict(backbone=f"digest {digest(snapshot(run.model.backbone, unsaved=True))[:12]}")
 
 # %% ../nbs/10_strategies.ipynb #5c0e0012
 def _check_same(folder, there, here):
@@ -520,6 +541,10 @@ def resumable(
     "`run_phases`, going on where the folder's newest checkpoint stands; steps taken before come first, from the file."
     if every < 1:
         raise ValueError(f"every is a number of steps, 1 or more; got {every}")
+    if not all(isinstance(part, (Loader, type(None))) for part in (dl, valid)):
+        raise TypeError(
+            "resumable needs sft_nb's Loader, which can give an epoch's batches again; run_phases takes others"
+        )
     run = _planned(model, dl, phases, valid, patience, by)
     about = _about(run)
     history, streams = _resumed(run, about, folder)
@@ -565,7 +590,7 @@ def auto_rgn(
 # %% ../nbs/10_strategies.ipynb #5c0a1e60
 def lr_finder(
     model: TransferModel,  # Left as it is; a copy is trained
-    dl: Loader,  # Left as it is, too
+    dl: Loader | Sequence,  # A Loader is left as it is, too
     phase: Phase = FULL[0],  # What learns and how; its lr and schedule do not count
     low: float = 1e-6,  # The first rate
     high: float = 1.0,  # The last
@@ -574,7 +599,8 @@ def lr_finder(
     "Train while the rate grows by a constant factor from step to step (Smith 2017)."
     if not 0 < low < high < math.inf or n < 2:
         raise ValueError(f"lr_finder needs 0 < low < high and n >= 2; got {low}, {high} and {n}")
-    trial, dl, lrs, losses = copy.deepcopy(model), replace(dl), [], []
+    trial, lrs, losses = copy.deepcopy(model), [], []
+    dl = replace(dl) if isinstance(dl, Loader) else dl
     slow = replace(phase, lr=low, backbone_lr=phase.backbone_lr and phase.backbone_lr * low / phase.lr)
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),

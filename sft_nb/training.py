@@ -9,16 +9,19 @@ __all__ = ['Step', 'random_state', 'set_random_state', 'steps', 'fit', 'stoppabl
 import copy
 import math
 import random
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Loader
 from .models import PocketResNet
@@ -36,21 +39,64 @@ class Step:
     lr: float  # Of the first parameter group
     n: int  # Examples in the batch
 
+# %% ../nbs/07_training.ipynb #6fe48794
+def _logits(out):
+    "The logits in what a model returned: alone, as `.logits` or under that name, or first in a tuple."
+    out = out.get("logits", out) if isinstance(out, Mapping) else getattr(out, "logits", out)
+    return out[0] if isinstance(out, (tuple, list)) and out else out
+
+
+def _there(model, xb):
+    "A batch where the model's parameters are and, unless it holds whole numbers, of their type."
+    p = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return xb if p is None else xb.to(p.device, p.dtype if xb.is_floating_point() else None)
+
+
+@contextmanager
+def _one_row(model):
+    "While this lasts, BatchNorm that gets one value per channel takes its running statistics instead of the batch's."
+    kind, rested = nn.modules.batchnorm._BatchNorm, []
+
+    def rest(m, args):
+        if m.training and m.track_running_stats and args[0].numel() == m.num_features:
+            m.training = False
+            rested.append(m)
+
+    norms = [m for m in model.modules() if isinstance(m, kind) and type(m).forward is kind.forward]
+    hooks = [m.register_forward_pre_hook(rest) for m in norms]
+    try:
+        yield
+    finally:
+        for h in hooks:
+            h.remove()
+        for m in rested:
+            m.training = True
+
 # %% ../nbs/07_training.ipynb #3b09b96b
 def _batch_loss(model, xb, yb, loss, where):
     "The loss of one batch, or one sentence on what does not fit."
     if len(xb) != len(yb):
         raise ValueError(f"{where}: the batch has {len(xb)} examples and {len(yb)} labels; it needs as many of each")
     try:
-        logits = model(xb)
+        with _one_row(model) if len(xb) == 1 else nullcontext():
+            logits = _logits(model(_there(model, xb)))
     except torch.OutOfMemoryError:
         raise  # says what it is, and a smaller batch may cure it
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, ValueError) and not str(e).startswith("Expected more than 1 "):
+            raise  # the model's own sentence
+        cure = (
+            "check the loader's transform and device"
+            if len(xb) > 1
+            else "choose a batch_size that leaves no single row"
+        )
         raise ValueError(
             f"{where}: the model cannot take a batch of shape {list(xb.shape)}, {xb.dtype}, on {xb.device}; "
-            f"check the loader's transform and device ({str(e).splitlines()[0]})"
+            f"{cure} ({str(e).splitlines()[0]})"
         ) from e
-    value = loss(logits, yb)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{where}: the model returned a {type(logits).__name__}; the loss needs logits, or .logits")
+    value = loss(logits.float() if logits.dtype.itemsize < 4 else logits, yb.to(logits.device))
     if not math.isfinite(value.item()):
         raise FloatingPointError(
             f"loss is {value.item()} at {where}: lower lr, or look for nan in the batch; this step was not taken"
@@ -164,34 +210,76 @@ def pretrain(
     yield from steps(model, dl, opt, epochs, schedule=schedule, phase="pretrain")
 
 # %% ../nbs/07_training.ipynb #c057f10b
-_CONVS = (torch.conv1d, torch.conv2d, torch.conv3d)
+def _conv_backward(grad, x, w, bias, stride, padding, dilation, transposed, extra, groups, asked, **_):
+    "As many as forward for each of the two gradients that is asked for, whatever the groups."
+    return 2 * math.prod(w) * x[0] * math.prod((x if transposed else grad)[2:]) * sum(asked[:2])
 
 
-class _Products(TorchFunctionMode):
-    "Adds up what the convolutions and matrix products of a forward pass cost, there and back."
+_aten = torch.ops.aten
+_FORMULAS = {  # of shapes; all others are torch's own
+    _aten.convolution_backward: _conv_backward,
+    _aten.mv: lambda a, b, **_: 2 * math.prod(a),
+    _aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
+    _aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    _aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    _aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
+}
+_PRODUCT = re.compile(r"conv(olution)?(_?[123]d)?|\w*m[mv]|v?dot|linear|trilinear|matmul|rnn|attention|encoder")
 
-    flops = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name == "multi_head_attention_forward":
-            raise ValueError("step_flops does not see the products inside nn.MultiheadAttention: count them by hand")
-        if func in _CONVS or name in ("linear", "matmul", "__matmul__", "bmm"):
-            x, w = args[:2]
-            terms = w[0].numel() if func in _CONVS or name == "linear" else x.shape[-1]  # of each output's sum
-            self.flops += 2 * out.numel() * terms * (1 + x.requires_grad + w.requires_grad)
-        return out
+class _Watch(TorchDispatchMode):
+    "Refuses an operator with products inside of which the counter has no formula."
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = known
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operator = getattr(func, "_overloadpacket", func)
+        own = func.namespace in ("aten", "prim", "prims")  # torch's; of somebody else's we know nothing
+        if operator not in self.known and (not own or any(map(_PRODUCT.fullmatch, operator.__name__.split("_")))):
+            raise ValueError(f"step_flops has no formula for the operator {func}: count its products by hand")
+        return func(*args, **(kwargs or {}))
+
+# %% ../nbs/07_training.ipynb #c057f1bb
+def _tensors(out):
+    "The tensors of what a model returns: one, or several in tuples, lists and dictionaries."
+    if isinstance(out, Tensor):
+        return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else ()
+    return [t for part in parts for t in _tensors(part)]
+
+
+def _count(model, x):
+    "The products of one step, forward and backward, by torch's own counter; no kernel may hide one."
+    short_cut = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _Watch(counter.flop_registry), counter:
+            grads = [t.sum() for t in _tensors(model(x)) if t.requires_grad]
+            if grads:
+                torch.autograd.backward(grads)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(short_cut)
+    return counter.get_total_flops()
 
 
 def step_flops(
     model: nn.Module,  # Left as it was
     x: Tensor,  # One batch of its input
 ) -> int:
-    "Floating-point operations of a training step, forward and backward: convolutions and matrix products, nothing else."
-    with torch.enable_grad(), _Products() as products:
-        copy.deepcopy(model)(x)  # a copy, since a forward pass in train mode moves BatchNorm's statistics
-    return products.flops
+    """Floating-point operations of a training step, forward and backward: convolutions and matrix products, nothing else.
+
+    Attention, recurrent layers and transposed convolutions are counted. An operator of which no formula is known is
+    refused with a ValueError that names it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            with torch.device("meta"):  # shapes without numbers: nothing is computed
+                return _count(copy.deepcopy(model).to("meta"), torch.empty_like(x, device="meta"))
+        except Exception:  # its forward pass reads numbers, or we refuse: a real step tells
+            with torch.random.fork_rng(range(torch.cuda.device_count())):  # dropout's
+                return _count(copy.deepcopy(model), x.clone())
 
 # %% ../nbs/07_training.ipynb #c057f10d
 def kept_bytes(
@@ -208,6 +296,7 @@ def kept_bytes(
             kept[store.data_ptr()] = store.nbytes()  # two tensors in one storage count once
         return t
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    aside = torch.random.fork_rng(range(torch.cuda.device_count()))  # dropout's numbers are not taken from the reader's
+    with aside, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = model(x)  # held while we count, so that no storage's address is used twice
     return sum(kept.values()) if out is not None else 0

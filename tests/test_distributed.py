@@ -400,8 +400,76 @@ def test_wrong_input_is_one_sentence():
     assert alone.returncode == 2 and "lp_ft" in alone.stderr and len(alone.stderr.splitlines()) == 1
 
 
+def said(done):
+    "Our sentences in what a launch that failed has printed; nobody waited for those that were gone."
+    assert done.returncode != 0 and done.stdout == ""
+    return [line for line in done.stderr.splitlines() if line.startswith("sft_nb:")]
+
+
 @pytest.mark.slow
 def test_wrong_input_is_said_once_for_all_processes():
     done = launch(2, "-m", "sft_nb.distributed", "--shots", "0")
-    ours = [line for line in done.stderr.splitlines() if line.startswith("sft_nb:")]
-    assert done.returncode != 0 and ours == ["sft_nb: shots must be a whole number from 1 to 100000; got 0"]
+    assert said(done) == ["sft_nb: shots must be a whole number from 1 to 100000; got 0"]
+
+
+BROKEN = """
+import os
+import sys
+import sft_nb.distributed as D
+import sft_nb.experiments as X
+where, rank = sys.argv[1:3]
+def broken(*args, **kwargs):
+    raise ValueError("the reason")
+if os.environ["RANK"] == rank or rank == "all":
+    if where == "words":
+        D._parsed = broken
+    if where == "data":  # before it has met the others
+        X.load_split = broken
+    if where == "work":  # when they wait for it
+        D._Shared.predict = broken
+sys.exit(D.main(["--task", "digits", "--shots", "2", "--budget", "1"]))
+"""
+OTHERS = "another process has ended, and the work of all ends with it: it has said why"
+
+
+@pytest.mark.parametrize(
+    ("where", "rank"),
+    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0")))],
+)  # fmt: skip
+def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, rank):
+    (tmp_path / "script.py").write_text(BROKEN)
+    done = launch(3, tmp_path / "script.py", where, rank)
+    reasons, others = [], []
+    for line in said(done):
+        (others if OTHERS in line else reasons).append(line)
+    who = "" if where == "words" else f"process {rank if rank != 'all' else reasons[0][16]} of 3: "
+    assert reasons == [f"sft_nb: {who}the reason"] and len(others) <= 1
+    assert "[rank" not in done.stderr, "a traceback of one that only lost the others"
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_a_result_that_could_not_be_kept_is_told_before_the_work(tmp_path, capsys, monkeypatch, option):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("sft_nb.distributed.run", None)
+    assert main([*OPTIONS[2:], option, str(tmp_path / "file" / "x")]) == 2
+    assert "could not be written (a file stands where a folder should be): name a file in a" in capsys.readouterr().err
+
+
+def test_only_the_first_process_is_asked_for_a_place_for_the_record(tmp_path, monkeypatch):
+    from sft_nb import distributed
+
+    monkeypatch.setenv("RANK", "1")  # on another machine
+    distributed._check_places(str(tmp_path), None)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(OSError, match="could not be written"):
+        distributed._check_places(str(tmp_path), None)
+
+
+def test_a_tilde_in_its_options_is_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    command = ["--task", "digits", "--shots", "2", "--budget", "1", "--cache", "~/kept", "--out", "~/r/r.jsonl"]
+    assert main(command) == 0
+    assert (tmp_path / "r" / "r.jsonl").is_file() and list((tmp_path / "kept").glob("*.safetensors"))
+    assert not (tmp_path / "~").exists()

@@ -370,6 +370,25 @@ def test_biases_are_found_by_what_they_are():
         bitfit(nn.Sequential(nn.Linear(2, 2, bias=False)))
 
 
+class Oddly(nn.Module):
+    "Biases as other libraries call them, and what only sounds like one."
+
+    def __init__(self):
+        super().__init__()
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.unbiased = nn.Parameter(torch.zeros(4))
+        self.rnn, self.attention = nn.LSTM(4, 4, 2, bidirectional=True), nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.norm = nn.LayerNorm((2, 4))  # its bias has two dimensions
+
+
+def test_biases_of_other_names_are_found():
+    learn = {*trainable(bitfit(Oddly()))}
+    rnn = {f"rnn.bias_{w}_l{i}{r}" for w in ("ih", "hh") for i in (0, 1) for r in ("", "_reverse")}
+    assert learn == {"q_bias", "v_bias", "attention.in_proj_bias", "attention.out_proj.bias", "norm.bias"} | rnn
+    assert {*trainable(bitfit(nn.LSTM(4, 4)))} == {"bias_ih_l0", "bias_hh_l0"}
+
+
 def test_batchnorm_is_found_by_its_type_and_its_statistics_learn_with_it():
     model = bn_only(pocket_model())
     assert "backbone.layer2.0.downsample.1.weight" in trainable(model) and count(model) == 1440 + 1290
@@ -450,6 +469,20 @@ def test_nothing_changed_is_nothing_stored(tmp_path):
     assert same(load_delta(tmp_path / "a", theta), theta)
 
 
+def test_layers_with_version_numbers_load_again(tmp_path):
+    "MNASNet's layers ask a state_dict for their version; a plain dictionary has none."
+    backbone, head = take_apart(torchvision.models.mnasnet0_5(weights=None).eval(), "classifier.1")
+    pre = Pretrained(backbone, head, lambda x: x.float() / 255, head.in_features, "mnasnet0_5")
+    model, other = adapt(pre, 2), adapt(pre, 2)
+    save_delta(tmp_path / "a", model, pre)
+    other.load_state_dict(load_delta(tmp_path / "a", pre))
+    assert same(snapshot(other), snapshot(model))
+    load_delta(tmp_path / "a", pre, adapt(pre, 2))
+    theta = snapshot(model)
+    other.load_state_dict(apply_delta(theta, delta(theta, theta)))
+    other.load_state_dict(interpolate(theta, snapshot(other), 0.5))
+
+
 def test_a_delta_is_a_copy():
     pre, fine = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
     d = delta(fine, pre)
@@ -475,9 +508,10 @@ def test_lora_is_stored_as_its_factors_with_its_scale(tmp_path):
 def test_a_frozen_backbone_adds_nothing_and_a_drifting_one_does():
     base = {f"backbone.{n}": t for n, t in PRE.backbone.state_dict().items()}
     assert delta(a_step(freeze(pocket_model(), "backbone.*")).state_dict(), base).keys() == {"head.weight", "head.bias"}
-    model = freeze(pocket_model(), "backbone.*")
+    model = pocket_model()
+    model.backbone.requires_grad_(False)  # and nothing else: the statistics follow whoever calls train()
     for m in model.modules():
-        m.training = True  # what a plain train() would do
+        m.training = True
     model(torch.randn(4, 3, 32, 32))
     assert len(delta(model.state_dict(), base)) == 2 + 36
 

@@ -1,7 +1,11 @@
 "Files that are whole or absent, and never believed without all of their bytes."
 
+import json
+import math
 import os
 import signal
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sft_nb import store
-from sft_nb.store import Rows, StoreError, digest, load, save
+from sft_nb.store import (
+    Rows,
+    StoreError,
+    append_line,
+    as_path,
+    check_writable,
+    digest,
+    load,
+    load_checkpoint,
+    read_lines,
+    save,
+    save_checkpoint,
+)
 
 TENSORS = dict(
     x=torch.randn(7, 3), y=torch.arange(7), half=torch.randn(2, 2).bfloat16(), flag=torch.tensor(True), empty=torch.zeros(0, 4)
@@ -230,8 +246,150 @@ def test_a_file_of_the_library_itself_is_said_not_to_be_ours(tmp_path):
 
 
 def test_a_folder_is_not_called_damaged(tmp_path):
-    with pytest.raises((IsADirectoryError, PermissionError)):
-        load(tmp_path)
+    for read in (load, read_lines):
+        with pytest.raises(IsADirectoryError, match=f"{tmp_path.name} is a folder where a file"):
+            read(tmp_path)
+
+
+# Paths as people type them
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "Somebody's home folder, and another one where they work."
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(work)
+    return home
+
+
+def test_a_tilde_is_home_for_everything_that_writes_and_reads(home):
+    assert save("~/a/x", TENSORS) == home / "a" / "x" and same(load("~/a/x")[0], TENSORS)
+    append_line("~/log", dict(n=1))
+    assert read_lines("~/log") == [dict(n=1)] == read_lines(home / "log")
+    for n in (1, 2, 3):
+        save_checkpoint("~/run", n, dict(n=n))
+    assert load_checkpoint("~/run") == dict(n=3) and len(list((home / "run").iterdir())) == 2
+    check_writable("~/results/x.jsonl")
+    assert sorted(p.name for p in home.iterdir()) == ["a", "log", "results", "run"] and not list(Path().iterdir())
+
+
+def test_a_tilde_elsewhere_is_a_letter_of_a_name(home):
+    for name in ("a~b", "a/~/b", "~nobody-of-this-name/a", "./~"):
+        save(name, TENSORS)
+        assert same(load(name)[0], TENSORS)
+    assert not list(home.iterdir()) and as_path("a~b") == Path("a~b")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path, tmp_path / "file" / "x.jsonl", tmp_path / "file" / "deep" / "x.jsonl"):
+        with pytest.raises(StoreError, match="could not be written .*: name a file in a folder that you may write to"):
+            check_writable(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    append_line(tmp_path / "log", dict(n=1))
+    check_writable(tmp_path / "log")
+    check_writable(tmp_path / "new")
+    check_writable(tmp_path / "deep" / "new")
+    assert read_lines(tmp_path / "log") == [dict(n=1)]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "log"]
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may write anywhere")
+def test_a_log_that_may_grow_in_a_folder_that_may_not(tmp_path):
+    append_line(tmp_path / "log", dict(n=1))
+    tmp_path.chmod(0o500)
+    check_writable(tmp_path / "log")
+    with pytest.raises(StoreError, match="could not be written"):
+        check_writable(tmp_path / "other")
+    tmp_path.chmod(0o700)
+
+
+# Lines
+
+NO_ROWS = [b"NaN", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e400}', b'{"a": [0, -1e999]}', b'{"a": ' + b"9" * 400 + b"}",
+           b'{"a": ' + b"9" * 5000 + b"}", b"[" * 200_000, b'{"a":' * 200_000, b"[1]", b"3", b'"text"', b"null", b'{"a": 1', b"\xff\xfe", b"\x00"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=range(len(NO_ROWS)))
+def test_one_bad_line_costs_one_line(tmp_path, line):
+    path = tmp_path / "log"
+    append_line(path, dict(n=1))
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    append_line(path, dict(n=2))
+    before = path.read_bytes()
+    with pytest.warns(UserWarning, match="log, line 2 is no row: cut off by a kill"):
+        assert read_lines(path) == [dict(n=1), dict(n=2)]
+    assert path.read_bytes() == before
+
+
+def test_lines_that_are_right_stay_right(tmp_path):
+    rows = [dict(a=[1.5, 1e308, -5e-324, 0, 2**63, True, None, "NaN", {"ä": []}]), {}, dict(a="Infinity")]
+    path = tmp_path / "log"
+    path.write_bytes(b"\r\n".join(json.dumps(r).encode() for r in rows) + b"\r\n\n \n")  # an editor of Windows
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_lines(path) == rows and read_lines(tmp_path / "none") == []
+
+
+def test_a_file_of_another_kind_is_one_warning(tmp_path):
+    (tmp_path / "README.md").write_text("words\n" * 100)
+    with pytest.warns(UserWarning) as said:
+        assert read_lines(tmp_path / "README.md") == []
+    assert len(said) == 1
+    assert "README.md, lines 1, 2, 3, 4, 5 and 95 more are no rows: is it another kind of file" in str(said[0].message)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, torch.tensor(1.0), Path("a"), {1, 2}, "\ud800"])
+def test_what_json_cannot_hold_is_refused_in_a_sentence_and_leaves_the_file(tmp_path, value):
+    append_line(tmp_path / "log", dict(n=1))
+    with pytest.raises(ValueError, match="a row cannot be written as JSON .*: give finite numbers, text"):
+        append_line(tmp_path / "log", dict(n=value))
+    assert read_lines(tmp_path / "log") == [dict(n=1)]
+
+
+# Checkpoints from outside
+
+
+def forged(folder, tree, **tensors):
+    return save(folder / "000000001.safetensors", tensors, dict(kind="checkpoint", tree=json.dumps(tree)))
+
+
+def test_a_tensor_that_is_mentioned_many_times_takes_no_memory(tmp_path):
+    "16 MB on the disk must not become 32 GB."
+    mention = {"tensor": "x"}
+    forged(tmp_path, {"dict": [[k, mention] for k in range(2000)]}, x=torch.zeros(1 << 22))
+    with warnings.catch_warnings(), pytest.raises(StoreError, match="none of them is whole"):
+        warnings.simplefilter("ignore")
+        load_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="holds no checkpoint .'x' is not in it, or stands in two places"):
+        with pytest.raises(StoreError):
+            load_checkpoint(tmp_path)
+
+
+def test_one_tensor_in_two_places_of_a_state_comes_back_in_both(tmp_path):
+    x = torch.randn(3)
+    save_checkpoint(tmp_path, 1, dict(a=x, b=[x, (x,)]))
+    state = load_checkpoint(tmp_path)
+    assert torch.equal(state["a"], x) and torch.equal(state["b"][0], x) and torch.equal(state["b"][1][0], x)
+
+
+def test_a_folder_named_like_a_checkpoint_is_none(tmp_path):
+    save_checkpoint(tmp_path, 1, dict(n=1))
+    (tmp_path / "000000009.safetensors").mkdir()
+    assert load_checkpoint(tmp_path) == dict(n=1)
+    for n in (2, 3):
+        save_checkpoint(tmp_path, n, dict(n=n))
+    assert load_checkpoint(tmp_path) == dict(n=3)
+    assert sorted(int(p.stem) for p in tmp_path.iterdir()) == [2, 3, 9]
+    with pytest.raises(StoreError, match="could not be written"):
+        save_checkpoint(tmp_path, 9, dict(n=9))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a mapped file")

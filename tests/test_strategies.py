@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import FrozenInstanceError, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -14,13 +15,16 @@ import torchvision
 from scipy.optimize import minimize
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 
 from sft_nb.core import set_seed
 from sft_nb.data import Loader, few_shot, pocket
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.features import Features, extract
 from sft_nb.freezing import moved, trainable
-from sft_nb.models import TransferModel, adapt, load_pretrained, snapshot, take_apart
+from sft_nb.models import Pretrained, TransferModel, adapt, load_pretrained, snapshot, take_apart
 from sft_nb.objective import sq_dist
 from sft_nb.probing import solve_head
 from sft_nb.strategies import (
@@ -32,6 +36,7 @@ from sft_nb.strategies import (
     LP_FT,
     STRATEGIES,
     Phase,
+    _select,
     auto_rgn,
     blocks,
     gradual_unfreezing,
@@ -444,21 +449,87 @@ def test_each_stage_leaves_the_blocks_below_it_alone():
 
 
 NETS = dict(
-    resnet18="fc", mobilenet_v3_small="classifier.3", vit_b_16="heads.head", convnext_tiny="classifier.2",
-    efficientnet_b0="classifier.1", densenet121="classifier", vgg11="classifier.6",
+    resnet18="fc", vit_b_16="heads.head", swin_t="head", swin_v2_t="head", convnext_tiny="classifier.2",
+    densenet121="classifier", efficientnet_b0="classifier.1", efficientnet_v2_s="classifier.1", regnet_y_400mf="fc",
+    maxvit_t="classifier.5", mobilenet_v2="classifier.1", mobilenet_v3_large="classifier.3", mnasnet1_0="classifier.1",
+    shufflenet_v2_x1_0="fc", vgg11="classifier.6", alexnet="classifier.6", googlenet="fc",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_blocks_are_a_partition_from_the_input_to_the_head(net):
-    with torch.device("meta"):
-        model = TransferModel(*take_apart(torchvision.models.get_model(net), NETS[net]))
+class TextEncoder(nn.Module):
+    "Token ids in, one vector out, as a small BERT is made."
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.place = nn.Embedding(50, 32), nn.Parameter(torch.zeros(1, 16, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 4, nn.LayerNorm(32), enable_nested_tensor=False)
+        self.pooler = nn.Linear(32, 32, bias=False)
+
+    def forward(self, ids):
+        return self.pooler(self.encoder(self.tokens(ids) + self.place[:, : ids.shape[1]])[:, 0])
+
+
+def of_family(name):
+    "A network without its numbers, and a batch of its input."
+    if name == "text":
+        return TransferModel(TextEncoder(), nn.Linear(32, 3)), torch.randint(0, 50, (1, 7))
+    with (
+        warnings.catch_warnings(),
+        torch.device("cpu" if name in ("maxvit_t", "googlenet", "regnet_y_400mf") else "meta"),
+    ):
+        warnings.simplefilter("ignore")  # googlenet's, on its slow drawing
+        options = dict(aux_logits=False, init_weights=False) if name == "googlenet" else {}
+        net = torchvision.models.get_model(name, weights=None, **options).eval()
+        return TransferModel(*take_apart(net, NETS[name])).to("meta"), torch.zeros(1, 3, 224, 224, device="meta")
+
+
+@pytest.mark.parametrize("net", [*NETS, "text"])
+def test_blocks_are_a_partition_in_the_order_of_the_forward_pass(net):
+    "Sizes by hand from the parameters; the order from hooks, where each block is first used."
+    model, x = of_family(net)
     names = [n for n, _ in model.named_parameters()]
-    found = [[n for n in names if any(fnmatchcase(n, p) for p in ps)] for ps in blocks(model).values()]
-    assert sorted(n for group in found for n in group) == sorted(names) and all(found) and len(found) >= 2
-    assert found[-1] == ["head.weight", "head.bias"] and names[0] in found[0]
+    found = {b: [n for n in names if any(fnmatchcase(n, p) for p in ps)] for b, ps in blocks(model).items()}
+    assert sorted(n for group in found.values() for n in group) == sorted(names) and all(found.values())
+    assert list(found)[-1] == "head" and all(n.startswith("head.") for n in found["head"])
+    size = {b: sum(model.get_parameter(n).numel() for n in group) for b, group in found.items() if b != "head"}
+    last = [*size.values()][-1] / sum(size.values())
     if net == "resnet18":
-        assert list(blocks(model)) == ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
+        assert list(found) == ["conv1", "layer1", "layer2", "layer3", "layer4", "head"] and 0.7 < last < 0.8
+    else:
+        assert 0.03 < last < 0.5
+    assert len(gradual_unfreezing(model)) == min(20, len(found)) > 3
+    order = []
+    owner = {n: b for b, group in found.items() for n in group}
+    for n, m in model.named_modules():
+        if own := [f"{n}.{p}".lstrip(".") for p, _ in m.named_parameters(recurse=False)]:
+            m.register_forward_pre_hook(lambda m, args, b=owner[own[-1]]: order.append(b))
+    model(x)
+    reached = list(dict.fromkeys(order))
+    assert reached == [b for b in found if b in reached] and len(reached) >= len(found) - 1
+
+
+def test_what_holds_no_matrix_or_little_at_the_end_joins_the_block_before():
+    maxvit, text = (blocks(of_family(n)[0]) for n in ("maxvit_t", "text"))
+    assert maxvit["blocks.3.layers.1"] == ("backbone.blocks.3.layers.1.*", "backbone.classifier.*")
+    assert text["tokens"] == ("backbone.place", "backbone.tokens.*")
+    assert text["encoder.layers.3"] == ("backbone.encoder.layers.3.*", "backbone.encoder.norm.*", "backbone.pooler.*")
+    vit = blocks(of_family("vit_b_16")[0])
+    assert vit["conv_proj"] == ("backbone.class_token", "backbone.conv_proj.*", "backbone.encoder.pos_embedding")
+    assert vit["encoder.layers.encoder_layer_11"][-1] == "backbone.encoder.ln.*" and len(vit) == 14
+
+
+def test_the_last_block_is_what_last_block_trains():
+    model, _ = of_family("vit_b_16")
+    learn = trainable(_select(model, ("last", "head.*")))
+    assert {n.split("encoder_layer_")[-1].split(".")[0] for n in learn if "layers" in n} == {"11"}
+    assert 7e6 < sum(p.numel() for p in learn.values()) < 8e6
+
+
+def test_of_more_blocks_than_epochs_the_lowest_come_at_once():
+    phases = gradual_unfreezing(fresh(), epochs=3)
+    assert [p.epochs for p in phases] == [1, 1, 1] and phases[1].train == ("head.*", "backbone.layer4.*")
+    assert {*phases[2].train} == {p for ps in blocks(fresh()).values() for p in ps}
 
 
 def test_a_network_of_single_layers_has_a_block_for_each():
@@ -466,6 +537,92 @@ def test_a_network_of_single_layers_has_a_block_for_each():
     single = blocks(TransferModel(nn.Linear(2, 2), nn.Linear(2, 2)))
     assert single == {"backbone": ("backbone.weight", "backbone.bias"), "head": ("head.*",)}
     assert blocks(TransferModel(nn.Flatten(), nn.Linear(2, 2))) == {"head": ("head.*",)}
+
+
+# other families, other batches
+
+
+def tiny(name):
+    "A network of each family for 32 x 32 pictures, with a head of ten."
+    set_seed(0)
+    make = dict(
+        vit=lambda: (VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=10), "heads.head"),
+        swin=lambda: (SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=10), "head"),
+        convnext=lambda: (
+            ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 3)], num_classes=10),
+            "classifier.2",
+        ),
+    )
+    model = TransferModel(*take_apart(*make[name]())).eval()
+    nn.init.normal_(
+        model.head.weight, std=0.1
+    )  # torchvision's ViT starts with a head of zeros, which sends nothing down
+    return model
+
+
+MISFITS = dict(bn_only="has no BatchNorm", from_scratch="cannot be drawn anew", surgical="unknown parameter pattern")
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
+@pytest.mark.parametrize("name", [n for n in STRATEGIES if n != "lp_ft"])
+def test_every_strategy_runs_on_every_family_or_says_why_not(family, name):
+    model = tiny(family)
+    if sentence := MISFITS.get(name.split("_layer")[0]):
+        with pytest.raises(ValueError, match=sentence) as e:
+            strategy(name, model)
+        assert "\n" not in str(e.value)
+        return
+    phases = strategy(name, model)
+    learns, before = named_in(model, phases), snapshot(model)
+    taken = drain(model, few(batch_size=10), scaled(phases, epochs=sum(p.epochs > 0 for p in phases) or None))
+    assert len(taken) == sum(p.epochs > 0 for p in phases) and all(math.isfinite(s.loss) for s in taken)
+    went = {n for n in moved(before, {n: t for n, t in snapshot(model).items() if n in before})}
+    assert went <= learns and any(n.startswith("head.") for n in went)
+    if name != "linear_probing":
+        assert any(n.startswith("backbone.") for n in went) or name == "lora"
+
+
+def named_in(model, phases):
+    "The parameters that some phase selects, on a copy."
+    trial, names = copy.deepcopy(model), set()
+    for phase in phases:
+        if phase.start.startswith("lora"):
+            return {"head.weight", "head.bias"}
+        names |= {*trainable(_select(trial, phase.train))}
+    return names
+
+
+def torch_loader(batch_size=4):
+    ds = few_shot(TASK.train, 1, 0)
+    return DataLoader(TensorDataset(PRE.transform(ds.x), ds.y), batch_size)
+
+
+def test_a_torch_dataloader_gives_the_probe_of_a_loader():
+    "The solved head sees the same pictures, so it is the same; so does LP-FT's first step."
+    one, two = fresh(), fresh()
+    ours = drain(one, Loader(few_shot(TASK.train, 1, 0), 4, PRE.transform), scaled(LP_FT, epochs=1))
+    theirs = drain(two, torch_loader(), scaled(LP_FT, epochs=1))
+    assert [s.loss for s in ours] == pytest.approx([s.loss for s in theirs], abs=1e-5)
+    one, two = fresh(), fresh()
+    drain(one, Loader(few_shot(TASK.train, 1, 0), 4, PRE.transform), LINEAR_PROBING)
+    drain(two, torch_loader(), LINEAR_PROBING)
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert len(drain(fresh(), list(torch_loader()), scaled(FULL, epochs=1), valid=torch_loader(5))) == 3
+    assert len(lr_finder(fresh(), torch_loader(), n=5)[0]) == 5
+
+
+def test_batches_that_nobody_can_count_are_refused():
+    with pytest.raises(TypeError, match="batches that can be counted, and a generator cannot"):
+        drain(fresh(), iter(x for x in torch_loader()), FULL)
+    drain(fresh(), (b for b in torch_loader()), LINEAR_PROBING)  # a solved head counts nothing
+
+
+def test_a_backbone_of_16_bits_is_fine_tuned():
+    half = Pretrained(copy.deepcopy(PRE.backbone).bfloat16(), PRE.head, PRE.transform, 128, "pocket")
+    set_seed(0)
+    model = adapt(half, 10)
+    losses = [s.loss for s in drain(model, few(5, 25), scaled(FULL, epochs=4))]
+    assert model.head.weight.dtype == torch.bfloat16 and losses[-1] < losses[0]
 
 
 # early stopping
@@ -651,7 +808,7 @@ CALLS = [
     (lambda: drain(fresh(), few(), "full"), "a tuple of phases"),
     (lambda: drain(fresh(), few(), ()), "a tuple of phases"),
     (lambda: drain(fresh(), few(), surgical("layer9")), "unknown parameter pattern 'backbone.layer9.*'"),
-    (lambda: gradual_unfreezing(fresh(), epochs=5), "needs as many epochs"),
+    (lambda: gradual_unfreezing(fresh(), epochs=1), "an epoch for its first stage and one for its last; got 1"),
     (lambda: scaled(gradual_unfreezing(fresh()), epochs=5), "need an epoch each"),
     (lambda: slanted(0, 0), "total >= 1"),
     (lambda: auto_rgn(fresh(), []), "found no gradient"),

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import FrozenInstanceError
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb.core import set_seed
 from sft_nb.data import Images, Loader, jitter, pocket_source, shuffled
@@ -27,7 +31,9 @@ from sft_nb.models import (
     source_network,
 )
 from sft_nb.objective import risk, sq_dist
-from sft_nb.training import Step, fit, pretrain, steps
+from sft_nb.training import Step, fit, kept_bytes, pretrain, step_flops, steps
+
+import torchvision  # isort: skip (after sft_nb)
 
 TRANSFORM = normalise(POCKET_MEAN, POCKET_STD)
 
@@ -379,6 +385,219 @@ def pretrained_on(split, train, seed=0, epochs=2):
     dl = Loader(train, 128, TRANSFORM, shuffle=True, augment=jitter(2), seed=seed)
     losses = [s.loss for s in pretrain(net, dl, epochs)]
     return accuracy(*predict(net, Loader(split.test, 500, TRANSFORM))), losses
+
+
+# --- batches and models as they come ---
+
+
+def small(norm=True):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6) if norm else nn.ReLU(), nn.Linear(6, 3))
+
+
+def rows(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 2, 2, generator=g), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("n", [33, 65])
+def test_a_last_batch_of_one_is_a_step_with_running_statistics(n):
+    "Against the same step written out: the row goes through BatchNorm in eval mode, everything else as ever."
+    torch.manual_seed(0)
+    net, (x, y) = small(), rows(n)
+    mine, opt = copy.deepcopy(net), torch.optim.SGD(net.parameters(), 0.1)
+    taken = fit(net, list(zip(x.split(32), y.split(32), strict=True)), opt)
+    assert [s.n for s in taken] == [32] * (n // 32) + [1] and net[2].training
+    opt = torch.optim.SGD(mine.parameters(), 0.1)
+    for xb, yb in zip(x.split(32), y.split(32), strict=True):
+        mine[2].train(len(xb) > 1)
+        opt.zero_grad()
+        F.cross_entropy(mine(xb), yb).backward()
+        opt.step()
+    assert not moved(snapshot(mine), snapshot(net)) and net[2].num_batches_tracked == n // 32
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_one_picture_with_many_places_keeps_its_own_statistics():
+    "BatchNorm2d over 4 x 4 places has sixteen values to average: there torch never refused, and nothing changes."
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    fit(net, [(torch.randn(1, 3, 4, 4), torch.tensor([0]))], torch.optim.SGD(net.parameters(), 0.1))
+    assert net[1].num_batches_tracked == 1 and net[1].running_mean.any()
+
+
+def test_without_running_statistics_one_row_is_refused_in_a_sentence():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="epoch 0, step 0: .* choose a batch_size that leaves no single row") as e:
+        fit(net, [(torch.randn(1, 4), torch.tensor([0]))], torch.optim.SGD(net.parameters(), 0.1))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_takes_the_batch_in_its_own(dtype):
+    net, (x, y) = small(norm=False).to(dtype), rows(8)
+    before = [s.loss for s in fit(net, [(x, y)], torch.optim.SGD(net.parameters(), 0.1), epochs=5)]
+    assert before[-1] < before[0] and net[1].weight.dtype == dtype
+    again = small(norm=False).to(dtype)
+    with torch.no_grad():
+        want = F.cross_entropy(again(x.to(dtype)).to(torch.float32 if dtype.itemsize < 4 else dtype), y)
+    assert fit(again, [(x, y)], torch.optim.SGD(again.parameters(), 0.1))[0].loss == pytest.approx(
+        want.item(), rel=1e-6
+    )
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.net, self.wrap = small(norm=False), wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda z: SimpleNamespace(logits=z, loss=None), lambda z: dict(logits=z), lambda z: (z, None), lambda z: [z]],
+    ids=["attribute", "dict", "tuple", "list"],
+)
+def test_wrapped_logits_are_found(wrap):
+    torch.manual_seed(0)
+    plain = small(norm=False)
+    net, (x, y) = Wrapped(wrap), rows(6)
+    net.net = copy.deepcopy(plain)
+    steps = [fit(m, [(x, y)], torch.optim.SGD(m.parameters(), 0.1), epochs=2) for m in (net, plain)]
+    assert [s.loss for s in steps[0]] == [s.loss for s in steps[1]]
+    strange = Wrapped(lambda z: "logits")
+    with pytest.raises(ValueError, match="the model returned a str; the loss needs logits"):
+        fit(strange, [(x, y)], torch.optim.SGD(strange.parameters(), 0.1))
+
+
+# --- what a step costs: products counted by hand ---
+
+
+class Op(nn.Module):
+    "One operator on a batch [2, 5, 8] and a weight [8, 8] that learns."
+
+    def __init__(self, f):
+        super().__init__()
+        self.w, self.f = nn.Parameter(torch.randn(8, 8)), f
+
+    def forward(self, x):
+        return self.f(x, self.w)
+
+
+P = 2 * 10 * 8 * 8  # ten rows times the weight
+ATTENTION = 2 * 2 * (2 * 5 * 5 * 8)  # queries by keys, then weights by values, for two sequences of five
+PRODUCTS = {
+    "matmul": (lambda x, w: x @ w, 2 * P),
+    "einsum": (lambda x, w: torch.einsum("bij,jk->bik", x, w), 2 * P),
+    "mm": (lambda x, w: torch.mm(x[0], w), P),
+    "addmm": (lambda x, w: torch.addmm(x[0], x[0], w), P),
+    "baddbmm": (lambda x, w: torch.baddbmm(x, x, w.expand(2, 8, 8)), 2 * P),
+    "keywords": (lambda x, w: F.linear(weight=w, input=x), 2 * P),
+    "mv": (lambda x, w: w @ x[0, 0], 2 * 64),  # the weight's gradient is an outer product: it has no sum
+    "dot": (lambda x, w: w[0] @ x[0, 0], 2 * 8),
+    "transposed": (lambda x, w: F.conv_transpose1d(x.mT, w[:, :, None].repeat(1, 1, 3)), 3 * 2 * P),
+    "attention": (
+        lambda x, w: F.scaled_dot_product_attention(x @ w, x, x),
+        2 * P + 2 * ATTENTION,
+    ),  # keys and values learn nothing
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_flops_of_an_operator_are_those_by_hand(name):
+    f, wanted = PRODUCTS[name]
+    assert step_flops(Op(f), torch.randn(2, 5, 8)) == wanted
+
+
+def by_hand(learns):
+    "TransformerEncoderLayer(8, 2, 16) on three sequences of two: q, k, v; scores; mix; out; two layers."
+    joint, score, out, wide = 2 * 6 * 8 * 24, 2 * 3 * 2 * 2 * 8, 2 * 6 * 8 * 8, 2 * 2 * 6 * 8 * 16
+    forward = joint + 2 * score + out + wide
+    return forward + learns * (joint + 2 * 2 * score + 2 * out + 2 * wide)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_is_counted_with_and_without_its_short_cut(batch_first, learns, training):
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).requires_grad_(learns).train(training)
+    x = torch.randn((3, 2, 8) if batch_first else (2, 3, 8))
+    random = torch.get_rng_state()
+    assert step_flops(net, x) == by_hand(learns)
+    assert torch.equal(random, torch.get_rng_state()) and torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind,gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("learns", [True, False])
+def test_recurrent_layers_are_counted(kind, gates, learns):
+    "Two steps of five sequences; the first hidden state needs no gradient."
+    one = 2 * 5 * 8 * 8 * gates  # one product of one step
+    wanted = 4 * one + learns * (4 * one + one)
+    assert step_flops(kind(8, 8).requires_grad_(learns), torch.randn(2, 5, 8)) == wanted
+
+
+def test_a_small_vit_is_counted_as_torch_counts_the_plain_products():
+    torch.manual_seed(0)
+    vit = torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
+    x = torch.randn(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        vit(x).sum().backward()
+    assert step_flops(vit, x) == step_flops(vit.eval(), x) == counter.get_total_flops()
+    still = step_flops(vit.requires_grad_(False), x)
+    tokens = 2 * 17
+    layer = 2 * tokens * 32 * (96 + 32 + 2 * 64) + 2 * 2 * 2 * 17 * 17 * 32
+    assert still == 2 * 2 * 16 * 32 * 192 + 2 * layer + 2 * 2 * 32 * 10
+    with torch.inference_mode():  # a training step is meant, wherever one asks
+        assert step_flops(vit.requires_grad_(True), x) == counter.get_total_flops()
+
+
+class Reads(nn.Module):
+    "Its way depends on the numbers, which the device meta does not have."
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.drop, self.table = nn.Linear(8, 8), nn.Dropout(0.5), torch.ones(8)
+
+    def forward(self, x):
+        y = self.drop(self.lin(x + self.table))
+        return dict(logits=self.lin(y) if float(x.sum()) > 0 else y)
+
+
+def test_a_model_that_reads_numbers_is_counted_on_a_real_step():
+    net, x = Reads(), torch.ones(3, 8)
+    one, random = 2 * 3 * 8 * 8, torch.get_rng_state()
+    assert step_flops(net, x) == 2 * one + 3 * one and step_flops(net, -x) == 2 * one
+    assert torch.equal(random, torch.get_rng_state()) and net.lin.weight.grad is None
+
+
+STRANGE = {
+    "aten._trilinear": lambda x, w: F.bilinear(x, x, w[:, :, None].expand(8, 8, 8)),
+    "aten.conv_tbc": lambda x, w: torch.conv_tbc(x, w[None], torch.zeros(8)),
+    "aten._sparse_addmm": lambda x, w: torch.sparse.mm(torch.eye(8).to_sparse(), w),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_products_without_a_formula_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"no formula for the operator {name}"):
+        step_flops(Op(STRANGE[name]), torch.randn(2, 5, 8))
+
+
+def test_another_librarys_operator_is_refused():
+    with torch.library._scoped_library("sft_nb_test", "FRAGMENT") as lib:
+        lib.define("fancy(Tensor x, Tensor w) -> Tensor")
+        lib.impl("fancy", lambda x, w: x @ w, "CPU")
+        net = Op(lambda x, w: torch.ops.sft_nb_test.fancy(x, w.detach()))
+        with pytest.raises(ValueError, match="no formula for the operator sft_nb_test.fancy"):
+            step_flops(net, torch.randn(2, 5, 8))
+
+
+def test_what_attention_keeps_is_counted():
+    "A frozen layer keeps nothing; of a linear one that learns its input is kept, and of dropout no random number drawn."
+    encoder, x = nn.TransformerEncoderLayer(8, 2, 16), torch.randn(2, 3, 8)
+    random = torch.get_rng_state()
+    assert kept_bytes(copy.deepcopy(encoder).requires_grad_(False), x) == 0 < kept_bytes(encoder, x)
+    assert torch.equal(random, torch.get_rng_state())
 
 
 @pytest.fixture(scope="module")
