@@ -232,7 +232,9 @@ def _learn(own, b):
     b.report.value = b.named.value = ""  # what stands there is about something else
     if not b.upload.value and not b.folder.value.strip():
         return "name a folder that holds a sub-folder of pictures for each class, or upload a zip of one"
-    name, root = _content(b.upload) if b.upload.value else (b.folder.value.strip(), Path(b.folder.value.strip()))
+    name, root = (
+        _content(b.upload) if b.upload.value else (Path(b.folder.value.strip()).name, Path(b.folder.value.strip()))
+    )
     try:
         own.learned = learn_pictures(root, b.pretrained.value)
     except Exception as e:
