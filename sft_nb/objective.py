@@ -192,7 +192,9 @@ def _best_bias(look, b):
         e, R = torch.linalg.eigh(S)
         d = -R @ ((R.T @ g) / e.clamp(min=max(1e-14 * float(e[-1]), 1e-300)))
         d = d - d.mean()  # what all classes share changes nothing
-        d = d * min(1.0, 10 / float(d.max() - d.min()))  # where all rows are sure, curvature tells little of the distance
+        d = d * min(
+            1.0, 10 / float(d.max() - d.min())
+        )  # where all rows are sure, curvature tells little of the distance
         b, g, S, size = _along(look, b, d, g)
     return b, g
 

@@ -50,7 +50,9 @@ def _strengths(l2s, zero=True):
     "The values of l2 as a list of floats: they may be an array, or a generator, which can be read only once."
     l2s = [float(l2) for l2 in l2s]
     if not l2s or not all(0 <= l2 < math.inf and (zero or l2) for l2 in l2s):
-        raise ValueError(f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}")
+        raise ValueError(
+            f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}"
+        )
     return l2s
 
 
