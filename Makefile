@@ -9,15 +9,24 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: lab test test-browser check clean
 .DEFAULT_GOAL := lab
 
-# Built once from the pins; again whenever a file that decides what is installed has changed
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+SUPPORTED = import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	"This book needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: name another, as in make lab PYTHON=python3.12" % v)
+
+# Built once from the pins; again whenever a file that decides what is installed has changed. A new one that cannot be
+# finished is taken away: half an environment only gives riddles
 $(VENV)/built: settings.ini setup.py constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) -c '$(SUPPORTED)'
+	@echo "Installing into $(VENV), once: some minutes, 0.4 GB to fetch, 1.7 GB on the disk. On Linux, the PyTorch of PyPI brings"
+	@echo "CUDA and 4 GB more; without a GPU, press Ctrl-C and say"
+	@echo "    make lab PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+	@if test -e $(VENV); then new=; else new=yes; fi; \
+	{ $(PYTHON) -m venv $(VENV) && $(INSTALL) -e '.[dev]'; } || { test -z "$$new" || rm -rf $(VENV); exit 1; }
 	touch $@
 
-# JupyterLab listens on this machine alone and asks for its token, which the address below carries
+# JupyterLab listens on this machine alone and asks for its token, which the address below carries; see lab_config.py
 lab: $(VENV)/built
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/000_tour.ipynb
+	$(BIN)/jupyter lab --config=lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(VENV)/built
 	$(BIN)/python tests/run_notebooks.py
@@ -25,8 +34,8 @@ test: $(VENV)/built
 
 # A real browser in front of a real JupyterLab; needs Debian's chromium, or CHROMIUM=its path
 test-browser: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m browser tests/test_browser.py
+	$(INSTALL) --quiet -e '.[dev,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py
 
 check: $(VENV)/built
 	$(BIN)/python tests/check_clean.py

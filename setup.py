@@ -20,6 +20,9 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     keywords=cfg["keywords"],
+    # Said aloud, because then an editable install is a line in the path and not an import hook: a hook comes last, and
+    # in the folder above a clone that is called sft_nb, too, Python would find that folder first, as an empty package
+    package_dir={"": "."},
     packages=find_packages(include=["sft_nb", "sft_nb.*"]),
     package_data={"sft_nb": ["weights/*.safetensors"]},
     python_requires=f">={cfg['min_python']}",

@@ -93,16 +93,20 @@ def unknown(
     "The error for an unknown name: it lists the nearest known ones."
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known[:8]
-    return ValueError(f"unknown {kind} {name!r}; did you mean {', '.join(map(repr, near))}?")
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else "there is none that is known"
+    return ValueError(f"unknown {kind} {name!r}; {hint}")
 
 # %% ../nbs/00_core.ipynb #e5a10002
 def sentence(
     error: BaseException,
-) -> str:  # One line; of a long text the first 400 characters
+) -> str:  # One line; a long text ends in dots after 400 characters
     "What an error says; with its kind, where it is none that this package words itself."
-    text = " ".join(str(error).split())[:400]
-    ours = text and isinstance(error, ValueError | OSError | FloatingPointError)
-    return text if ours else f"{type(error).__name__}: {text}".rstrip(": ")
+    text = " ".join(str(error).split())
+    text = text[:400] + "..." * (len(text) > 400)
+    kind = type(error)
+    home = kind.__module__.split(".")[0] in ("builtins", "sft_nb")
+    ours = text and home and issubclass(kind, ValueError | OSError | FloatingPointError)
+    return text if ours else f"{kind.__name__}: {text}".removesuffix(": ")
 
 # %% ../nbs/00_core.ipynb #253c5a79
 @dataclass(frozen=True, repr=False)

@@ -16,32 +16,73 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/09_evaluation.ipynb #13d89109
+class _Diverged(ValueError, FloatingPointError):
+    "Wrong input to whoever measures; to a search, one more candidate whose numbers ran away."
+
+
+def _tensor(values):
+    "A tensor of what a caller has: a tensor, a NumPy array or a list."
+    try:
+        return torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"evaluation needs logits and labels as numbers; got {type(values).__name__} ({e})") from e
+
+
 def _check(logits, y):
-    "Refuse what cannot be evaluated."
+    "Logits, and labels as int64 beside them, of what can be evaluated."
+    logits, y = _tensor(logits), _tensor(y)
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
-        raise ValueError(f"evaluation needs logits [N, C] and labels [N]; got {list(logits.shape)} and {list(y.shape)}")
+        cure = ": take y[:, 0]" if y.ndim == 2 and y.shape[1] == 1 else ""
+        cure = ": take y.argmax(1)" if y.ndim == 2 and y.shape == logits.shape else cure
+        raise ValueError(
+            f"evaluation needs logits [N, C] and labels [N]; got {list(logits.shape)} and {list(y.shape)}{cure}"
+        )
     if len(y) == 0:
         raise ValueError("there is nothing to evaluate: the set is empty")
-    if y.is_floating_point() or y.min() < 0 or y.max() >= logits.shape[1]:
+    kind, y = y.dtype, y.to(logits.device, torch.int64) if not (y.is_floating_point() or y.is_complex()) else None
+    if y is None or y.min() < 0 or y.max() >= logits.shape[1]:
+        got = "" if y is None else f" from {y.min().item()} to {y.max().item()}"
         raise ValueError(
-            f"labels must be whole numbers in 0..{logits.shape[1] - 1}, one for each column of the logits; "
-            f"got {y.dtype} from {y.min().item()} to {y.max().item()}"
+            f"labels must be whole numbers in 0..{logits.shape[1] - 1}, one for each column of the logits; got {kind}{got}"
         )
-    if not torch.isfinite(logits).all():
-        raise ValueError("some logits are infinite or not a number: the model has diverged, train it at a lower lr")
+    if logits.isnan().any() or logits.isposinf().any():
+        raise _Diverged("some logits are infinite or not a number: the model has diverged, train it at a lower lr")
+    if (hidden := logits.gather(1, y[:, None]).isneginf().sum()) > 0:
+        raise ValueError(
+            f"{hidden} labels name a class whose logit is -inf: a class that was masked cannot be the true one"
+        )
+    return logits, y
 
 # %% ../nbs/09_evaluation.ipynb #51e22229
+def _logits_of(out):
+    "The logits in what a model returned: a tensor, an object with `logits`, or a tuple that begins with them."
+    out = out["logits"] if isinstance(out, dict) and "logits" in out else getattr(out, "logits", out)
+    out = out[0] if isinstance(out, list | tuple) and out else out
+    if not isinstance(out, Tensor):
+        raise ValueError(
+            f"the model returned a {type(out).__name__}: predict needs logits [B, C], or an output with .logits"
+        )
+    return out
+
+
 def predict(
-    model: nn.Module,  # Gives logits [B, C]; used where its parameters are
-    dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order
+    model: nn.Module,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`
+    dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order; they go where the model's parameters are
 ) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N], on the CPU
     "The model's logits in eval mode; every module's mode is left as it was found."
-    modes = [(m, m.training) for m in model.modules()]
-    device = next((p.device for p in model.parameters()), None)
+    modes, out = [(m, m.training) for m in model.modules()], []
+    at = next((p for p in model.parameters() if p.is_floating_point()), None)
+    there = lambda x: x if at is None else x.to(at.device, at.dtype if x.is_floating_point() else None)
     try:
         model.eval()
         with torch.no_grad():
-            out = [(model(xb.to(device)).float().cpu(), yb.cpu()) for xb, yb in dl]
+            for batch in dl:
+                if not isinstance(batch, list | tuple) or len(batch) != 2:
+                    raise ValueError(
+                        f"predict needs batches (inputs, labels); the loader gave a {type(batch).__name__}"
+                    )
+                xb, yb = map(_tensor, batch)
+                out.append((_logits_of(model(there(xb))).float().cpu(), yb.cpu()))
     finally:
         for m, mode in modes:
             m.training = mode
@@ -53,11 +94,11 @@ def predict(
 
 # %% ../nbs/09_evaluation.ipynb #a9664925
 def accuracy(
-    logits: Tensor,  # [N, C]
+    logits: Tensor,  # [N, C]; -inf where a class is masked
     y: Tensor,  # int64 [N], each in 0..C-1
 ) -> float:  # In [0, 1]
     "The share of examples whose largest logit is the right one."
-    _check(logits, y)
+    logits, y = _check(logits, y)
     return float((logits.argmax(1) == y).double().mean())
 
 # %% ../nbs/09_evaluation.ipynb #33754510
@@ -67,11 +108,12 @@ def interval(
     level: float = 0.95,  # How often such an interval holds the true accuracy, in (0, 1)
 ) -> tuple[float, float]:  # Lowest and highest plausible accuracy
     "The Wilson interval of an accuracy (Wilson 1927)."
-    if correct != int(correct) or n != int(n) or not 0 <= correct <= n or n < 1:
+    if not 0 <= correct <= n < math.inf or n < 1 or correct != int(correct) or n != int(n):
         raise ValueError(f"an interval needs how many were right of how many, as counts; got {correct} of {n}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}")
-    k, n, z = int(correct), int(n), NormalDist().inv_cdf((1 + level) / 2)
+    k, n = int(correct), int(n)
+    z = -NormalDist().inv_cdf((1 - level) / 2)  # the lower tail: (1 + level) / 2 may round to 1
     middle, half = k / n + z * z / (2 * n), z * math.sqrt(k * (n - k) / n**3 + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     return 0.0 if k == 0 else low, 1.0 if k == n else high  # both exact, where rounding would miss by a hair
@@ -96,8 +138,7 @@ class Ledger:
 
     def score(self, claim: str, logits: Tensor, y: Tensor, level: float = 0.95) -> Score:
         "Accuracy with its interval under a named claim; repeating it is fine, changing the predictions is not."
-        _check(logits, y)
-        y = y.long()
+        logits, y = _check(logits, y)
         if self.y is not None and not torch.equal(self.y, y):
             raise ValueError("these are not the labels of this ledger's test set: keep one ledger for each test set")
         predicted = logits.argmax(1)
@@ -136,6 +177,9 @@ def paired_test(
     correct_b: Tensor,  # bool [N]: where the second is right on the same examples, in the same order
 ) -> Paired:
     "McNemar's test in its exact form: a sign test on the examples where just one model is right (McNemar 1947)."
+    from scipy.stats import binomtest  # here, since it takes long to import
+
+    correct_a, correct_b = _tensor(correct_a), _tensor(correct_b)
     if correct_a.dtype != torch.bool or correct_b.dtype != torch.bool:
         raise ValueError("a paired test needs two bool tensors that say where each model is right: predicted == y")
     if correct_a.ndim != 1 or correct_a.shape != correct_b.shape:
@@ -143,15 +187,25 @@ def paired_test(
             f"a paired test needs the same examples twice; got {list(correct_a.shape)} and {list(correct_b.shape)}"
         )
     b, c = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
-    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))  # whole numbers: nothing is rounded before the end
-    return Paired(b, c, min(1.0, 2 * tail / 2 ** (b + c)))
+    return Paired(b, c, float(binomtest(b, b + c).pvalue) if b + c else 1.0)
 
 # %% ../nbs/09_evaluation.ipynb #3ebf5db6
-def _probs(scores, y):
-    "Probabilities, float64 [N, C]. Rows that are non-negative and sum to 1 are probabilities already, others logits."
-    _check(scores, y)
-    p = scores.detach().double()
-    return p if p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3 else p.softmax(1)
+def _scores(scores, y, probabilities):
+    "Logits float64 [N, C] and labels: the log of a probability is a logit."
+    scores, y = _check(scores, y)
+    z = scores.double()
+    inside, off = bool(z.min() >= 0 and z.max() <= 1 + 1e-6), (z.sum(1) - 1).abs()
+    if probabilities is None and inside and off.median() < 0.05:
+        raise ValueError(
+            "these scores lie in 0..1 and their rows sum to about 1: say probabilities=True if they are probabilities, "
+            "probabilities=False if they are logits all the same"
+        )
+    if probabilities and not (inside and off.max() < 0.05):
+        raise ValueError(
+            f"probabilities must lie in 0..1 and sum to 1 in every row; got {z.min():.3g} to {z.max():.3g}, "
+            f"and a row that sums to {z.sum(1)[off.argmax()]:.3g}"
+        )
+    return z.log() if probabilities else z, y
 
 # %% ../nbs/09_evaluation.ipynb #3370940c
 @dataclass(frozen=True)
@@ -166,14 +220,16 @@ class Calibration:
 
 
 def calibration_error(
-    scores: Tensor,  # Logits, or probabilities (rows that sum to 1), [N, C]
+    scores: Tensor,  # Logits [N, C], or probabilities
     y: Tensor,  # int64 [N]
     bins: int = 15,  # Of equal width
+    probabilities: bool | None = None,  # Which they are; None is logits, and what looks like probabilities is refused
 ) -> Calibration:
     "Expected and maximum calibration error (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017), and the bins."
     if bins < 1:
         raise ValueError(f"calibration needs at least one bin; got bins={bins}")
-    confidence, predicted = _probs(scores, y).max(1)
+    z, y = _scores(scores, y, probabilities)
+    confidence, predicted = z.softmax(1).max(1)
     # a millionth below: 0.6 is 0.6000000238 in float32, and belongs to the bin that ends at 0.6
     i = ((confidence - 1e-6) * bins).ceil().long().clamp(1, bins) - 1
     count = torch.bincount(i, minlength=bins)
@@ -189,14 +245,17 @@ def temperature(
     logits: Tensor,  # [N, C], of validation examples
     y: Tensor,  # int64 [N]
     bounds: tuple[float, float] = (0.01, 100.0),  # Where to look; the nearer end is the answer if T would leave it
+    probabilities: bool | None = None,  # As for `calibration_error`; the T is then for their logarithms
 ) -> float:
     "The T > 0 that minimises the mean cross-entropy of logits / T (Guo et al. 2017)."
     from scipy.optimize import brentq
 
-    _check(logits, y)
-    z = logits.detach().double()
-    z = z - z.gather(1, y[:, None].long())  # relative to the right class: what follows is E_T[z] - z_y
-    slope = lambda t: float(((z / t).softmax(1) * z).sum(1).mean())  # falls as t grows; > 0 where a larger t is better
+    z, y = _scores(logits, y, probabilities)
+    z = z - z.gather(1, y[:, None])  # relative to the right class: what follows is E_T[z] - z_y
+    if z.isnan().any():
+        raise ValueError("some labels have probability 0: no temperature makes their cross-entropy finite")
+    finite = z.masked_fill(z.isneginf(), 0.0)  # what is masked has no weight at any T
+    slope = lambda t: float(((z / t).softmax(1) * finite).sum(1).mean())  # falls as t grows; > 0: a larger t is better
     lo, hi = bounds
     if slope(lo) <= 0:
         return float(lo)
@@ -204,12 +263,13 @@ def temperature(
 
 # %% ../nbs/09_evaluation.ipynb #ef73212b
 def brier(
-    scores: Tensor,  # Logits, or probabilities (rows that sum to 1), [N, C]
+    scores: Tensor,  # Logits [N, C], or probabilities
     y: Tensor,  # int64 [N]
+    probabilities: bool | None = None,  # As for `calibration_error`
 ) -> float:  # In [0, 2]
     "The mean squared distance between the probabilities and the truth as 0s and a 1 (Brier 1950)."
-    p = _probs(scores, y)
-    return float((p - nn.functional.one_hot(y.long(), p.shape[1])).square().sum(1).mean())
+    z, y = _scores(scores, y, probabilities)
+    return float((z.softmax(1) - nn.functional.one_hot(y, z.shape[1])).square().sum(1).mean())
 
 # %% ../nbs/09_evaluation.ipynb #b7a87a35
 def confusion(
@@ -218,11 +278,11 @@ def confusion(
     num_classes: int | None = None,  # Rows and columns; C if None
 ) -> Tensor:  # int64 [num_classes, num_classes]
     "How often each true class (row) was taken for each class (column)."
-    _check(logits, y)
+    logits, y = _check(logits, y)
     c = logits.shape[1] if num_classes is None else num_classes
     if c < logits.shape[1]:
         raise ValueError(f"the logits have {logits.shape[1]} classes, more than num_classes={c}")
-    return torch.bincount(y.long() * c + logits.argmax(1), minlength=c * c).view(c, c)
+    return torch.bincount(y * c + logits.argmax(1), minlength=c * c).view(c, c)
 
 
 def per_class(
@@ -235,13 +295,15 @@ def per_class(
 
 # %% ../nbs/09_evaluation.ipynb #5c406f02
 def worst(
-    logits: Tensor,  # [N, C]
+    scores: Tensor,  # Logits [N, C], or probabilities
     y: Tensor,  # int64 [N]
     k: int,  # How many at most
+    probabilities: bool | None = None,  # As for `calibration_error`
 ) -> Tensor:  # int64 [<= k] indices
     "The most confident mistakes, the surest first."
     if k < 1:
         raise ValueError(f"ask for at least one mistake; got k={k}")
-    confidence, predicted = _probs(logits, y).max(1)
+    z, y = _scores(scores, y, probabilities)
+    confidence, predicted = z.softmax(1).max(1)
     wrong = (predicted != y).nonzero()[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:k]

@@ -132,13 +132,11 @@ def gap_bound(
     return float(grad.double().square().sum() / (2 * mu))
 
 # %% ../nbs/01_objective.ipynb #023fc52f
-def _balance(q, y, w):
-    "Move q a little, so that every class gets its share of the labels (Altschuler, Weed and Rigollet 2017)."
-    share = F.one_hot(y, q.shape[1]).to(q).T @ w
-    have = w @ q
-    q = q * torch.where(have > share, share / have, 1.0)  # take where there is too much...
-    rows, columns = (1 - q.sum(1)).clamp(min=0), (share - w @ q).clamp(min=0)
-    return q + rows[:, None] * columns / columns.sum().clamp(min=1e-300)  # ...and give it where there is too little
+def _balance(q, off, share):
+    "What to add to q so that no class is off its share (Altschuler, Weed and Rigollet 2017)."
+    take = off.clamp(min=0) / (share + off).clamp(min=1e-300)  # from where there is too much...
+    give = (-off).clamp(min=0)
+    return (q @ take)[:, None] * (give / give.sum().clamp(min=1e-300)) - q * take  # ...to where there is too little
 
 
 def dual(
@@ -149,27 +147,58 @@ def dual(
     free_bias: bool = True,  # b is not penalised (as in `head_loss`); False: there is none
     weights: Tensor | None = None,  # As in `risk`
 ) -> float:
-    "The Fenchel dual at q: a lower bound of min F, whatever q is."
+    "The Fenchel dual at q: a lower bound of min F, whatever q is; right to float64's rounding of its two terms."
     if not l2 > 0 or q.ndim != 2 or X.ndim != 2 or len(q) != len(X):
         raise ValueError(f"dual needs l2 > 0, q [N, C] and X [N, D]; got {l2}, {list(q.shape)} and {list(X.shape)}")
     y, q, X = _check_labels(y, *q.shape), q.detach().double(), X.detach().double()
     if not (q >= 0).all() or not ((q.sum(1) - 1).abs() < 1e-3).all():
         raise ValueError("every row of q must be a probability distribution: >= 0, and summing to 1")
     q, w = q / q.sum(1, keepdim=True), _shares(weights, len(y), X)
-    q = _balance(q, y, w) if free_bias else q
+    share = F.one_hot(y, q.shape[1]).to(q).T @ w
+    q = q + _balance(q, w @ q - share, share) if free_bias else q
     S = (w[:, None] * (F.one_hot(y, q.shape[1]) - q)).T @ X
     return float(w @ torch.special.entr(q).sum(1) - S.square().sum() / (2 * l2))
 
 # %% ../nbs/01_objective.ipynb #791f9552
-def _newton_step(b, z, y, w, share):
-    "The best of Newton steps with more and more damping; the gradient before the step."
-    p = torch.softmax(z + b, 1)
-    g = w @ p - share
-    lam, V = torch.linalg.eigh(torch.diag(w @ p) - p.T @ (w[:, None] * p))
-    steps = [b - V @ ((V.T @ g) / (lam.clamp(min=0) + 10.0**-k)) for k in range(12, -1, -2)]
-    return min(steps, key=lambda b: risk(z + b, y, w)), g
+def _away(p, y):
+    "p - e_y [N, C]. At y it is minus the sum of the others: 1 - p_y would lose the digits of a row that is sure."
+    T = p.scatter(1, y[:, None], 0.0)
+    return T.scatter(1, y[:, None], -T.sum(1, keepdim=True))
 
 
+def _along(look, b, d, g):
+    "Where on the line b + t d the slope is nearly zero, by Newton's method within a bracket; what `look` says there."
+    first, low, high, t = g @ d, 0.0, math.inf, 1.0
+    for _ in range(100):
+        g, S, size = look(b + t * d)
+        slope = g @ d
+        if abs(slope) <= 0.1 * abs(first):
+            break
+        low, high = (t, high) if slope < 0 else (low, t)
+        new = float(t - slope / (d @ S @ d).clamp(min=1e-300))
+        inside = low < new < high  # else halve the bracket, or double the step
+        t = min(new, 4 * t) if inside else (low + high) / 2 if high < math.inf else 2 * t
+    return b + t * d, g, S, size
+
+
+def _best_bias(look, b):
+    "The bias where the gradient vanishes, to rounding; `look` gives gradient, curvature and how much the gradient sums up."
+    (g, S, size), best, stalled = look(b), math.inf, 0
+    for _ in range(100):  # ten do, unless logits are in the hundreds
+        off = float(g.abs().sum())
+        stalled, best = stalled + 1 if off > 0.5 * best else 0, min(best, off)
+        if off <= 2e-15 * size or stalled > 3:
+            break
+        e, R = torch.linalg.eigh(S)
+        d = -R @ ((R.T @ g) / e.clamp(min=max(1e-14 * float(e[-1]), 1e-300)))
+        d = d - d.mean()  # what all classes share changes nothing
+        d = d * min(
+            1.0, 10 / float(d.max() - d.min())
+        )  # where all rows are sure, curvature tells little of the distance
+        b, g, S, size = _along(look, b, d, g)
+    return b, g
+
+# %% ../nbs/01_objective.ipynb #791f9553
 def profile_bias(
     W: Tensor,  # [C, D]
     X: Tensor,  # Features [N, D]
@@ -186,15 +215,50 @@ def profile_bias(
     share = F.one_hot(y, len(W)).to(z).T @ w
     on, used = share > 0, w > 0
     z, y, w, b = z[used], (on.cumsum(0) - 1)[y[used]], w[used], torch.zeros_like(share)
-    for _ in range(100):  # ten do, unless logits are in the hundreds; should 100 not do, `head_gap` still holds
-        b[on], g = _newton_step(b[on], z[:, on], y, w, share[on])
-        if g.abs().max() < 1e-12:
-            break
+
+    def look(b):
+        p = torch.softmax(z[:, on] + b, 1)
+        T, pairs = w[:, None] * _away(p, y), (p.T @ (w[:, None] * p)).fill_diagonal_(0)
+        return T.sum(0), torch.diag(pairs.sum(1)) - pairs, float(T.abs().sum())
+
+    b[on], _ = _best_bias(look, b[on])
     b[on] -= b[on].mean()
     b[~on] = (torch.logsumexp((z + b)[:, on], 1, keepdim=True) - z[:, ~on]).amin(0) - 40
     return b
 
 # %% ../nbs/01_objective.ipynb #51203065
+def _gap_sums(z, X, y, w, off, share):
+    "The sums over rows that `_gap` puts together, at q = softmax(z) balanced; `off` is how far the classes are off."
+    log_p = torch.log_softmax(z, 1)
+    p = log_p.exp()
+    move = _balance(p, off, share)
+    q, ratio = p + move, move / p
+    kl = torch.where(ratio < 1, torch.special.xlog1py(q, ratio), torch.special.xlogy(q, q) - q * log_p) - move
+    T = w[:, None] * (_away(p, y) + move)
+    return (
+        -w @ log_p.gather(1, y[:, None])[:, 0],  # the loss
+        w @ kl.sum(1),  # KL(q || p), term by term >= 0
+        T.sum(0),  # what rounding has left of `off`
+        T.abs().sum(0),
+        p.T @ (w * -log_p.amin(1)),  # how improbable the most improbable class is, for each class's rows
+        T.norm(dim=1) @ X.norm(dim=1),
+        T.T @ X,
+    )
+
+
+_ROUNDING = 16 * 2.0**-52  # the relative error of a sum of a chunk's rows is well below this
+
+
+def _gap(sums, W, l2, share):
+    "KL(q || p) + ||l2 W - S||^2 / (2 l2) and what rounding can add to it, for centred X of length one on average."
+    _, kl, off, size, far, length, Q = sums
+    on = share > 0
+    off, share = (off.abs() + _ROUNDING * size)[on], share[on]  # were this moved as well, it would cost...
+    slack = (off / share.sqrt()).sum() + _ROUNDING * (length + l2 * W.norm())
+    gap = kl + (off * far[on] / share).sum() + ((Q + l2 * W).norm() + slack) ** 2 / (2 * l2)
+    return float(gap) * (1 + 1e-12)  # for the rounding of the terms themselves
+
+
 def head_gap(
     W: Tensor,  # [C, D], finite
     b: Tensor,  # [C], finite
@@ -203,9 +267,15 @@ def head_gap(
     l2: float,  # > 0
     weights: Tensor | None = None,  # As in `risk`
 ) -> float:  # An upper bound of F(W, b) - F*, in float64
-    "Primal minus dual: valid for every head; tight, and equal to `gap_bound`, where b is profiled."
+    "Primal minus dual: valid for every head and its rounding; tight, and equal to `gap_bound`, where b is profiled."
     W, b, X = W.detach().double(), b.detach().double(), X.detach().double()
-    upper = float(head_loss(W, b, X, y, l2, weights))
-    if not math.isfinite(upper):
+    if not l2 > 0:
+        raise ValueError(f"a gap can be bounded where l2 > 0; got {l2}")
+    if not math.isfinite(upper := float(head_loss(W, b, X, y, l2, weights))):
         raise ValueError(f"F is {upper} at this head, so there is no gap to bound: W, b or X holds nan or inf")
-    return max(0.0, upper - dual(torch.softmax(X @ W.T + b, 1), X, y, l2, weights=weights))
+    w, z, y = _shares(weights, len(y), X), X @ W.T + b, y.long()
+    share = F.one_hot(y, len(W)).to(w).T @ w
+    X = X - w @ X  # changes the bias and nothing else
+    scale = float(w @ X.square().sum(1)) ** 0.5 or 1.0
+    off = w @ _away(torch.softmax(z, 1), y)
+    return _gap(_gap_sums(z, X / scale, y, w, off, share), W * scale, l2 / scale**2, share)

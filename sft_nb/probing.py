@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .features import Features
-from .objective import gap_bound
+from .objective import _best_bias, _gap, _gap_sums
 
 # %% ../nbs/08_probing.ipynb #42313ffd
 @dataclass(frozen=True)
@@ -27,16 +27,18 @@ class Probe:
     W: Tensor  # float64 [C, D]
     b: Tensor  # float64 [C]
     loss: float  # F(W, b) = L + (l2 / 2) ||W||^2
-    gap: float  # F(W, b) - F* is at most this; nan where l2 = 0, since nothing can be certified there
+    gap: float  # F(W, b) - F* is at most this, rounding included; nan where l2 = 0: nothing can be certified there
     l2: float
 
     def logits(
         self,
-        x: Tensor,  # Features [N, D]
-    ) -> Tensor:  # [N, C], of x's dtype and on its device
+        x: Tensor,  # Features [N, D], of any type
+    ) -> Tensor:  # [N, C], on x's device: float64 where x is, else float32
         "W x + b."
+        x = torch.as_tensor(x)
         if x.ndim != 2 or x.shape[1] != self.W.shape[1]:
             raise ValueError(f"this head takes features [N, {self.W.shape[1]}]; got {list(x.shape)}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # W, rounded to integers, would be zeros
         return x @ self.W.T.to(x) + self.b.to(x)
 
 # %% ../nbs/08_probing.ipynb #f3721343
@@ -44,23 +46,39 @@ def _alone(t):
     return t  # the sum over the processes that share the rows, where there is one
 
 
-def _checked(feats, num_classes, l2s, weights, class_weights, total=_alone):
+def _strengths(l2s, zero=True):
+    "The values of l2 as a list of floats: they may be an array, or a generator, which can be read only once."
+    l2s = [float(l2) for l2 in l2s]
+    if not l2s or not all(0 <= l2 < math.inf and (zero or l2) for l2 in l2s):
+        raise ValueError(
+            f"l2 is the strength of a penalty and must be {'>=' if zero else '>'} 0, one at least; got {l2s}"
+        )
+    return l2s
+
+
+def _vector(t, n, of, like):
+    "Weights as float64 [n], or one sentence on what is wrong."
+    t = torch.ones(n) if t is None else torch.as_tensor(t)
+    if t.shape != (n,) or not (t >= 0).all() or not t.isfinite().all():
+        raise ValueError(f"weights must be {n} finite numbers >= 0, one for each {of}; got {list(t.shape)}")
+    return t.to(like.device).double()
+
+
+def _checked(feats, num_classes, weights=None, class_weights=None, total=_alone):
     "The examples' shares in the mean, float64 [N], or one sentence on what is wrong."
     x, y, n = feats.x, feats.y, len(feats.y)
-    if int(total(torch.tensor(n))) == 0 or x.ndim != 2 or len(x) != n:
+    if int(total(torch.tensor(n))) == 0 or x.ndim != 2 or not x.shape[1] or len(x) != n or y.shape != (n,):
         raise ValueError(f"a head needs features [N, D] and as many labels; got {list(x.shape)} and {list(y.shape)}")
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, the numbers of their classes; got {y.dtype}")
     if n and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}; found {int(y.min())} to {int(y.max())}")
     bad = [int(i + j) for i in range(0, n, 512) for j in (~x[i : i + 512].isfinite().all(1)).nonzero()[:, 0]]
     if bad:
         raise ValueError(f"{len(bad)} rows of the features hold nan or inf, the first are {bad[:5]}: leave them out")
-    if not l2s or not all(0 <= l2 < math.inf for l2 in l2s):
-        raise ValueError(f"l2 is the strength of a penalty and must be >= 0; got {l2s}")
-    w = torch.ones(n, dtype=torch.float64, device=x.device) if weights is None else weights.to(x.device).double()
-    if class_weights is not None:
-        w = w * class_weights.to(x.device).double()[y]
-    if w.shape != (n,) or not (w >= 0).all() or not 0 < (whole := total(w.sum())) < math.inf:
-        raise ValueError(f"weights must be {n} numbers >= 0, not all zero; got {list(w.shape)}")
+    w = _vector(weights, n, "example", x) * _vector(class_weights, num_classes, "class", x)[y.long()]
+    if not 0 < (whole := total(w.sum())) < math.inf:
+        raise ValueError(f"weights must be {n} numbers >= 0, not all zero, and of finite sum; their sum is {whole:g}")
     return w / whole
 
 # %% ../nbs/08_probing.ipynb #f1d2f500
@@ -70,7 +88,7 @@ class _Problem:
     def __init__(self, x, y, w, num_classes, total=_alone):
         self.total, self.x, used = total, x, (w > 0).nonzero()[:, 0]
         self.used = None if len(used) == len(w) else used
-        y, self.w, self.n = y[used], w[used], int(total(torch.tensor(len(used))))
+        y, self.w, self.n = y[used].long(), w[used], int(total(torch.tensor(len(used))))
         share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
@@ -78,8 +96,10 @@ class _Problem:
         self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
         self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks()))
-        self.scale = max(math.sqrt(var.item()), 1e-150)
+        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
+        if not math.isfinite(var):
+            raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
+        self.scale = math.sqrt(var) or 1.0
 
     def rows(self, i):
         return self.x[i if self.used is None else self.used[i]]
@@ -136,43 +156,46 @@ def _centred(V):
 
 
 def _look(problem, Z, b=0.0, back=False):
-    "The mean loss with b added to the logits, its gradient and curvature by b, [C] and [C, C], and T X where asked for."
-    loss = Q = q = pairs = 0.0
+    "The mean loss with b added to the logits, T 1 and curvature by b, [C] and [C, C], T X where asked for, and |T|."
+    loss = Q = q = pairs = size = 0.0
     for s, c, z in Z:
         y, w = problem.y[None, s], problem.w[s]
         log_p = torch.log_softmax(z.double() + b, 0)
         loss = loss - w @ log_p.gather(0, y)[0]
         p = log_p.exp_()
         T = p * w
-        pairs = pairs + (T.float() @ p.float().T).double()  # how often two classes are confused
-        T.scatter_add_(0, y, -w[None])
+        pairs = pairs + (T.to(z.dtype) @ p.to(z.dtype).T).double()  # how often two classes are confused
+        others = T.scatter_(0, y, 0.0).sum(0)  # 1 - p_y would lose the digits of a row that is sure
+        T.scatter_(0, y, -others[None])
         Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
+        size = size + 2 * others.sum()
     pairs = problem.total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
     return (
         problem.total(loss).item(),
         problem.total(q),
         torch.diag(pairs.sum(1)) - pairs,
         problem.total(Q) if back else Q,
+        problem.total(size).item(),
     )
 
 # %% ../nbs/08_probing.ipynb #5b1e7f0e
-def _profile(problem, V, dtype):
-    "V with the bias that is best for its weights, by damped Newton steps; its mean loss and gradient."
-    Z, b = _Logits(problem, V, dtype), torch.zeros_like(problem.share)[:, None]
-    loss, g, S, _ = _look(problem, Z)
-    for _ in range(100):
-        if g.abs().max() < 1e-13:
-            break
-        e, R = torch.linalg.eigh(S)
-        for damping in (1e-14, 1e-8, 1e-5, 1e-3, 1e-1, 1.0):  # where all rows are sure, there is hardly any curvature
-            new = b - _centred(R @ ((R.T @ g) / (e.clamp(min=0) + damping)))[:, None]
-            if (then := _look(problem, Z, new))[0] < loss:
-                break
-        else:
-            break
-        b, (loss, g, S, _) = new, then
-    _, g, _, Q = _look(problem, Z, b, back=True)
-    return torch.cat([V[:, :-1], V[:, -1:] + b], 1), loss, problem.lift(Q, g)
+def _certified(problem, V, l2):
+    "The head with its best bias, its F and its gap, in the scaled problem and in float64."
+    Z, W = _Logits(problem, V, torch.float64), V[:, :-1]
+
+    def look(b):
+        _, g, S, _, size = _look(problem, Z, b[:, None])
+        return g, S, size
+
+    b, off = _best_bias(look, torch.zeros_like(problem.share))
+    sums = 0.0
+    for s, c, z in Z:
+        x = (c.double() - problem.mean) / problem.scale
+        part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
+        sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
+    sums = [problem.total(a) for a in sums]
+    gap = _gap(sums, W, l2, problem.share) if l2 else math.nan
+    return torch.cat([W, V[:, -1:] + b[:, None]], 1), sums[0].item() + l2 / 2 * W.square().sum().item(), gap
 
 # %% ../nbs/08_probing.ipynb #bbb1f2f2
 def _hessian(problem, Z, l2, dtype):
@@ -196,7 +219,8 @@ def _hessian(problem, Z, l2, dtype):
 def _preconditioner(S, l2, spectrum, dtype):
     "The inverse of curvature x covariance + l2, which is H where the two are independent."
     a, R = torch.linalg.eigh(S)
-    free = R[:, 1:] / a[1:].clamp(min=1e-12 * a[-1]).sqrt()  # a[0] = 0 belongs to what all classes share
+    least = max(1e-12 * a[-1].item(), 1e-300)  # no curvature at all: every row is sure, or there is one class
+    free = R[:, 1:] / a[1:].clamp(min=least).sqrt()  # a[0] = 0 belongs to what all classes share
     inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
     scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
     solve = lambda r: R @ (((R.T @ r) @ Q) / scale) @ Q.T
@@ -218,7 +242,7 @@ def _direction(G, H, precondition, stop, enough, most):
         d, r = d + a * p, r - a * q
         z = precondition(r)
         rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first or r[:, :-1].norm() <= enough:
+        if rz <= stop**2 * first or r.norm() <= enough:
             break
         p = z + (rz / old) * p
     return d.double()
@@ -229,69 +253,63 @@ def _slope(problem, Z, U, t):
     sums = problem.w.new_zeros(2)
     for (s, _, z), (_, _, u) in zip(Z, U, strict=True):
         w, u = problem.w[s], u.double()
+        u = u - u.gather(0, problem.y[None, s])  # against the own class, so that nothing cancels where a row is sure
         pu = torch.softmax(z.double() + t * u, 0).mul_(u)
         m = pu.sum(0)
-        sums[0] += w @ (m - u.gather(0, problem.y[None, s])[0])
+        sums[0] += w @ m
         sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
     return problem.total(sums).tolist()
 
 
-def _line_search(problem, V, Z, d, U, l2):
-    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; logits Z move by U."
+def _line_search(problem, V, Z, d, U, l2, first):
+    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; it is `first` at 0. Logits move by U."
     low, high, t = 0.0, math.inf, 1.0
     Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
     for _ in range(50):
         slope, curve = _slope(problem, Z, U, t)
         slope, curve = slope + l2 * (Wd + t * dd), curve + l2 * dd
+        if abs(slope) <= 0.1 * abs(first):
+            return t
         low, high = (t, high) if slope < 0 else (low, t)
         new = t - slope / max(curve, 1e-300)
         if not low < new < high:  # Newton left the bracket: halve it, or double the step
             new = (low + high) / 2 if high < math.inf else 2 * t
-        if abs(new - t) < 1e-2 * t:
-            return new
         t = min(new, 4 * t) if high == math.inf else new
-    return low
+    return low  # where F still falls
 
 # %% ../nbs/08_probing.ipynb #60cb030e
-def _solve(problem, l2, tol, spectrum, V, dtype, max_iter=80):
-    "Newton's method from the head V, until its gap is below tol / 2, as far as one can say before the best bias is found."
-    Z, first, best, stalled = _Logits(problem, V, dtype), None, math.inf, 0
-    for _ in range(max_iter):
-        _, g, S, Q = _look(problem, Z, back=True)
+def _solve(problem, l2, tol, spectrum, V, dtype):
+    "Newton's method from V to a gap of tol / 2, as far as one can say before the best bias is found; whether it came there."
+    Z, first, best, least, stalled = _Logits(problem, V, dtype), None, math.inf, math.inf, 0
+    for _ in range(500):  # ten to twenty do
+        loss, g, S, Q, _ = _look(problem, Z, back=True)
         G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
-        G = _centred(G)
-        norm = G[:, :-1].norm().item()
-        gap = norm**2 / (2 * l2) + (G[:, -1].square() / problem.share).sum().item()  # what a better bias gains, about
-        stalled, best, first = stalled + 1 if gap > 0.5 * best else 0, min(best, gap), first or norm
+        G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
+        norm = G.norm().item()
+        gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
+        better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
+        stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if gap <= 0.5 * tol or stalled > 4:
             break
         precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.4 * tol * l2), most)
         U = _Logits(problem, d, dtype)
-        t = _line_search(problem, V, Z, d, U, l2)
+        t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
         V = _centred(V + t * d)
         Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
-    return V
+    return V, gap <= 0.5 * tol
 
 # %% ../nbs/08_probing.ipynb #3b9feefd
-def _basis(problem):
-    "Where rows are fewer than columns: features [N, r] with the same inner products, and the way back to D columns."
-    xc = (problem.rows(slice(None)).double() - problem.mean) / problem.scale
-    values, vectors = torch.linalg.eigh(xc @ xc.T)
-    keep = values > 1e-13 * values[-1].clamp(min=1e-300)
-    s, R = values[keep].sqrt(), vectors[:, keep]
-    return R * s, lambda W: ((W / s) @ R.T) @ xc
-
-
 def _prepare(problem):
     "What all values of l2 share: the problem to iterate on, its spectrum, and the way back."
     if problem.n >= problem.x.shape[1]:
         return problem, _spectrum(problem, 8 * problem.x.shape[1]), lambda V: V
-    x, back = _basis(problem)
-    small = _Problem(x, problem.y, problem.w, len(problem.classes))
-    return small, _spectrum(small, small.n), lambda V: torch.cat([back(V[:, :-1] / small.scale), V[:, -1:]], 1)
+    # fewer rows than columns: features [N, N] with the same inner products, and the way back to D columns
+    to, x = torch.linalg.qr(((problem.rows(slice(None)).double() - problem.mean) / problem.scale).T)
+    small = _Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes))
+    return small, _spectrum(small, small.n), lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
 
 
 def _ahead(solved, l2):
@@ -302,14 +320,6 @@ def _ahead(solved, l2):
     return V_1 + min(1.0, math.log(l2 / l_1) / math.log(l_1 / l_0)) * (V_1 - V_0)
 
 # %% ../nbs/08_probing.ipynb #906b4370
-def _certified(problem, V, l2):
-    "The head with its best bias, its F and its gap, in the scaled problem and in float64."
-    V, loss, G = _profile(problem, V, torch.float64)
-    W = V[:, :-1]
-    gap = gap_bound(_centred(G[:, :-1] + l2 * W), l2) if l2 else math.nan
-    return V, loss + l2 / 2 * W.square().sum().item(), gap
-
-
 _TINY = 1e-13  # stands for l2 = 0 while iterating, in the scaled problem
 
 
@@ -347,25 +357,29 @@ def l2_path(
     feats: Features,
     num_classes: int,
     l2s: Sequence[float],  # In any order; solved from the largest to the smallest, each from the one before
-    tol: float = 1e-8,  # Largest certified gap
+    tol: float = 1e-8,  # Largest certified gap, > 0
     weights: Tensor | None = None,  # Of the examples, [N], >= 0; only their ratios count
     class_weights: Tensor | None = None,  # Of the classes, [C]; multiplied into the examples'
     total: Callable[[Tensor], Tensor] = _alone,  # Sums a tensor over processes that hold a part of the rows each
 ) -> list[Probe]:  # In the order of l2s
     "A certified head for every l2, with one preparation for all of them."
-    w = _checked(feats, num_classes, l2s, weights, class_weights, total)
+    w, l2s = _checked(feats, num_classes, weights, class_weights, total), _strengths(l2s)
+    if not tol > 0:
+        raise ValueError(f"tol is the largest gap that is accepted and must be > 0; got {tol}")
     problem = _Problem(feats.x, feats.y, w, num_classes, total)
     small, spectrum, back = _prepare(problem)
     unit = problem.scale * (1 if small is problem else small.scale)
     start = torch.cat([small.mean.new_zeros(len(small.share), small.x.shape[1]), small.share.log()[:, None]], 1)
     solved = [(math.inf, _centred(start))]
     probes, exact = {}, small.n * small.x.shape[1] < 1e6  # small problems take no shortcut
+    absent = (num_classes - len(problem.classes)) * math.exp(-40)  # what their probability adds to the loss
     for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
-        for dtype, goal in (torch.float64 if exact else torch.float32, tol), (torch.float64, tol / 10):
-            V = _solve(small, l2 / unit**2 or _TINY, goal, spectrum, V, dtype)  # its gap is an estimate
+        for k, dtype in enumerate([torch.float64 if exact else torch.float32] + 12 * [torch.float64]):
+            V, there = _solve(small, l2 / unit**2 or _TINY, tol / 10**k, spectrum, V, dtype)  # its gap is an estimate
             head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2)
-            if not gap > tol:
+            gap, V = gap + absent, torch.cat([V[:, :-1], head[:, -1:]], 1)  # on from the best bias
+            if not gap > tol or (dtype == torch.float64 and not there):
                 break
         solved.append((l2, V))
         _explain(problem, head, l2, gap, tol)
@@ -386,30 +400,34 @@ def solve_head(
     return l2_path(feats, num_classes, [l2], tol, weights, class_weights, total)[0]
 
 # %% ../nbs/08_probing.ipynb #8158fc06
+def _accuracy(probe, f):
+    return (probe.logits(f.x).argmax(1) == f.y).double().mean().item()
+
+
 def choose(
     probes: Sequence[Probe],
     valid: Features,  # Not the set that the probes were solved on, and not the test set
 ) -> Probe:
     "The probe with the best validation accuracy; of equals the one with the largest l2."
-    right = lambda p: (p.logits(valid.x).argmax(1) == valid.y).sum().item()
-    return max(probes, key=lambda p: (right(p), p.l2))
+    if not (probes := list(probes)) or not len(valid):
+        raise ValueError(f"choose needs probes and examples, one at least; got {len(probes)} and {len(valid)}")
+    return max(probes, key=lambda p: (_accuracy(p, valid), p.l2))
 
 
 def cross_validate(
     feats: Features,
     num_classes: int,
     l2s: Sequence[float],
-    folds: int = 5,
+    folds: int = 5,  # From 2 to N
     seed: int = 0,  # Of the folds
 ) -> Tensor:  # float64 [len(l2s), folds]: accuracies on the fold that was left out
     "Accuracy of every l2 on each fold, by heads that never saw it."
-    fold = torch.randperm(len(feats), generator=torch.Generator().manual_seed(seed)).to(feats.y.device) % folds
-    scores = torch.zeros(len(l2s), folds, dtype=torch.float64)
-    for k in range(folds):
-        held = feats[fold == k]
-        for i, p in enumerate(l2_path(feats[fold != k], num_classes, l2s)):
-            scores[i, k] = (p.logits(held.x).argmax(1) == held.y).double().mean()
-    return scores
+    l2s, n = _strengths(l2s), len(feats)
+    if not 2 <= folds <= n:
+        raise ValueError(f"{n} examples can be left out in 2 to {n} folds; got {folds}")
+    fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(feats.y.device) % folds
+    paths = [(feats[fold == k], l2_path(feats[fold != k], num_classes, l2s)) for k in range(folds)]
+    return torch.tensor([[_accuracy(path[i], held) for held, path in paths] for i in range(len(l2s))]).double()
 
 # %% ../nbs/08_probing.ipynb #8285bbc3
 @dataclass(frozen=True)
@@ -429,13 +447,11 @@ def ridge_head(
     l2s: Sequence[float],  # > 0, of (1 / 2N) ||X W - Y||^2 + (l2 / 2) ||W||^2
 ) -> list[Ridge]:  # In the order of l2s
     "Ridge regression with exact leave-one-out for every l2 from one SVD (Hastie, Tibshirani and Friedman 2009, section 7.10)."
-    if not all(0 < l2 < math.inf for l2 in l2s):
-        raise ValueError(f"ridge needs l2 > 0; got {l2s}")
-    _checked(feats, num_classes, l2s, None, None)
-    n, X, Y = len(feats), feats.x.double(), F.one_hot(feats.y, num_classes).double()
+    _checked(feats, num_classes)
+    n, X, Y = len(feats), feats.x.double(), F.one_hot(feats.y.long(), num_classes).double()
     U, s, Vt = torch.linalg.svd(X - X.mean(0), full_matrices=False)
     UY, out = U.T @ (Y - Y.mean(0)), []
-    for l2 in l2s:
+    for l2 in _strengths(l2s, zero=False):
         shrink = s**2 / (s**2 + n * l2)
         leverage = 1 / n + (U**2) @ shrink
         error = Y - Y.mean(0) - U @ (shrink[:, None] * UY)

@@ -154,6 +154,12 @@ MEASURES = [
     lambda z, y: Ledger().score("a claim", z, y),
     lambda z, y: predict(nn.Identity(), [(z, y)]),
 ]
+SCORED = [
+    calibration_error,
+    temperature,
+    brier,
+    lambda z, y, **kw: worst(z, y, 5, **kw),
+]  # these take probabilities too
 BAD = {
     "labels of another length": (torch.zeros(3, 2), torch.tensor([0, 1]), r"logits \[N, C\] and labels \[N\]"),
     "logits of one example": (torch.zeros(3), torch.tensor([0, 1, 1]), r"logits \[N, C\] and labels \[N\]"),
@@ -164,6 +170,13 @@ BAD = {
     "fractions as labels": (torch.zeros(2, 2), torch.tensor([0.0, 1.0]), "whole numbers"),
     "a model that diverged": (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "diverged"),
     "an overflow": (torch.tensor([[0.0, math.inf]]), torch.tensor([0]), "diverged"),
+    "labels in a column": (torch.zeros(3, 2), torch.zeros(3, 1).long(), r"take y\[:, 0\]"),
+    "a true class that was masked": (
+        torch.tensor([[0.0, -math.inf]]),
+        torch.tensor([1]),
+        "a class whose logit is -inf",
+    ),
+    "labels that are words": (torch.zeros(2, 2), np.array(["cat", "dog"]), "as numbers"),
 }
 
 
@@ -184,6 +197,87 @@ def test_labels_may_be_any_whole_numbers(dtype):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else getattr(a, "ece", a) == getattr(b, "ece", b)
     ledger = Ledger()
     assert ledger.score("probe", z, y.to(dtype)) == ledger.score("probe", z, y)
+
+
+@pytest.mark.parametrize("measure", MEASURES[:7])
+def test_numpy_arrays_and_lists_are_measured_as_tensors_are(measure):
+    z, y = sample(3)
+    want = measure(z, y)
+    for other in (measure(z.numpy(), y.numpy()), measure(z.tolist(), y.numpy().astype(np.uint16))):
+        assert torch.equal(want, other) if isinstance(want, torch.Tensor) else str(want) == str(other)
+
+
+@pytest.mark.parametrize("measure", MEASURES[:8])
+def test_a_masked_class_is_as_good_as_none(measure):
+    "-inf in a column that no label names: every measure agrees with the one where the column is not there."
+    z, y = sample(5)
+    masked = torch.cat([z, torch.full((len(z), 1), -math.inf)], 1)
+    want, got = measure(z, y), measure(masked, y)
+    if measure is confusion:
+        got = got[:-1, :-1]
+    elif measure is per_class:
+        got = got[:-1]
+    value = lambda v: getattr(v, "ece", getattr(v, "accuracy", v))
+    assert torch.allclose(torch.as_tensor(value(got)), torch.as_tensor(value(want)), rtol=1e-9, equal_nan=True)
+    assert F.cross_entropy(masked, y).item() == pytest.approx(F.cross_entropy(z, y).item())  # and so does the loss
+
+
+# what predict takes
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, Output, dict], ids=lambda w: w.__name__)
+def test_predict_finds_the_logits_in_what_models_return(wrap):
+    dl, _, _ = batches()
+    net = small_net().eval()
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            z = self.net(x)
+            return Output(z) if wrap is Output else dict(logits=z, loss=0) if wrap is dict else wrap([z, z.sum()])
+
+    assert torch.equal(predict(Wrapped(), dl)[0], predict(net, dl)[0])
+
+
+def test_predict_says_what_it_cannot_take():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return "logits"
+
+    with pytest.raises(ValueError, match="the model returned a str: predict needs logits"):
+        predict(Odd(), batches()[0])
+    for batch in (dict(x=1, y=2), torch.zeros(2, 5), [torch.zeros(2, 5)]):
+        with pytest.raises(ValueError, match=r"batches \(inputs, labels\); the loader gave a"):
+            predict(small_net(), [batch])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_predict_gives_a_model_its_own_precision(dtype):
+    "Batches of float32 through a model of another precision, from torch's own DataLoader."
+    _, x, y = batches()
+    net = nn.Linear(5, 4)
+    theirs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3)
+    z, labels = predict(copy.deepcopy(net).to(dtype), theirs)
+    assert z.dtype == torch.float32 and torch.equal(labels, y)
+    assert torch.allclose(z, net(x), atol=0.05)
+
+    class FromBytes(nn.Module):  # whole numbers stay whole: some models begin with a table or a cast
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 4, dtype=dtype)
+
+        def forward(self, i):
+            return self.table(i)
+
+    assert predict(FromBytes(), [(torch.arange(9), torch.zeros(9).long())])[0].shape == (9, 4)
 
 
 # accuracy and its interval
@@ -231,7 +325,20 @@ def test_interval_keeps_its_promise_where_walds_does_not():
     assert mass[(q - half <= p) & (p <= q + half)].sum() < 0.5  # p is 0.99 here
 
 
-@pytest.mark.parametrize("k, n", [(5, 4), (-1, 4), (0, 0), (0.87, 100), (1, 2.5), (3, -4)])
+@pytest.mark.parametrize("level", [1e-300, 1e-9, 0.95, 1 - 1e-12, 1 - 1e-15, 1 - 2**-53])
+def test_interval_is_finite_at_every_level(level):
+    "scipy.stats.norm's own lower tail gives z."
+    from scipy.stats import norm
+
+    z, lo, hi = norm.isf((1 - level) / 2), *interval(3, 10, level)
+    assert 0 <= lo <= 0.3 <= hi <= 1
+    for p in (lo, hi):  # each end solves Wilson's equation
+        assert abs(0.3 - p) == pytest.approx(z * math.sqrt(p * (1 - p) / 10), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "k, n", [(5, 4), (-1, 4), (0, 0), (0.87, 100), (1, 2.5), (3, -4), (math.nan, 3), (1, math.inf), (1, math.nan)]
+)
 def test_interval_refuses_what_is_no_count(k, n):
     with pytest.raises(ValueError, match="as counts"):
         interval(k, n)
@@ -255,7 +362,7 @@ def pair(b, c, both=0, neither=0):
 
 def test_paired_test_worked():
     got = paired_test(*pair(3, 11, both=70, neither=16))
-    assert (got.b, got.c, got.p) == (3, 11, 0.057373046875)
+    assert (got.b, got.c) == (3, 11) and got.p == pytest.approx(0.057373046875, abs=1e-15)
     assert got.p == pytest.approx(binomtest(3, 14, 0.5).pvalue, abs=1e-15)
 
 
@@ -269,7 +376,19 @@ def test_paired_test_is_scipys_binomial_test(b, c):
 def test_paired_test_is_the_share_of_coin_tosses_at_least_as_lopsided(b, c):
     tosses = list(itertools.product([0, 1], repeat=b + c))
     lopsided = sum(abs(2 * sum(t) - (b + c)) >= abs(b - c) for t in tosses)
-    assert paired_test(*pair(b, c)).p == lopsided / len(tosses)
+    assert paired_test(*pair(b, c)).p == pytest.approx(lopsided / len(tosses), abs=1e-15)
+
+
+def test_paired_test_of_many_pictures_is_the_sum_of_whole_numbers():
+    "The definition in exact arithmetic, and NumPy arrays; at fifty thousand pictures, the normal limit."
+    b, c = 1450, 1550
+    term, tail = 1, 0
+    for k in range(b + 1):
+        tail, term = tail + term, term * (b + c - k) // (k + 1)
+    assert paired_test(*pair(b, c)).p == pytest.approx(float(Fraction(2 * tail, 2 ** (b + c))), rel=1e-9)
+    right = np.arange(50_000) < 25_200
+    z = (abs(25_200 - 24_800) - 1) / math.sqrt(50_000)
+    assert paired_test(right, ~right).p == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
 
 
 @relaxed
@@ -281,7 +400,7 @@ def test_paired_test_laws(b, c, both, neither, seed):
     assert got == paired_test(*pair(b, c))  # the pictures on which they agree do not matter
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     assert got == paired_test(x[order], y[order])
-    assert paired_test(*pair(b, c + 1)).p <= got.p or c < b  # more evidence, smaller p
+    assert paired_test(*pair(b, c + 1)).p <= got.p + 1e-12 or c < b  # more evidence, smaller p
 
 
 @pytest.mark.parametrize(
@@ -334,7 +453,7 @@ def test_worst_lists_the_surest_mistakes_first(case, k):
 
 
 def test_worst_of_a_model_without_mistakes_is_empty_and_k_must_be_positive():
-    z, y = torch.eye(3), torch.arange(3)
+    z, y = 5 * torch.eye(3), torch.arange(3)
     assert worst(z, y, 5).shape == (0,)
     with pytest.raises(ValueError, match="at least one mistake"):
         worst(z, y, 0)
@@ -354,7 +473,7 @@ def from_confidence(conf, hit, dtype=torch.float64):
 
 @pytest.mark.parametrize("dtype, eps", [(torch.float64, 1e-14), (torch.float32, 1e-7)])
 def test_calibration_worked(dtype, eps):
-    c = calibration_error(*from_confidence(CONF, HIT, dtype), bins=5)
+    c = calibration_error(*from_confidence(CONF, HIT, dtype), bins=5, probabilities=True)
     assert c.ece == pytest.approx(139 / 1000, abs=eps)
     assert c.mce == pytest.approx(0.7 / 3, abs=eps)
     assert c.count.tolist() == [0, 0, 3, 4, 3]  # 0.8 belongs to (0.6, 0.8]
@@ -379,14 +498,14 @@ def by_fractions(conf, hit, bins):
 def test_calibration_is_the_definition_even_on_the_edges_of_the_bins(dtype, rows, bins):
     "Confidences in steps of 1/120 hit the edges of 5, 8 and 15 bins; floats miss them by a rounding error."
     conf, hit = [Fraction(k, 120) for k, _ in rows], [int(h) for _, h in rows]
-    c = calibration_error(*from_confidence([float(f) for f in conf], hit, dtype), bins=bins)
+    c = calibration_error(*from_confidence([float(f) for f in conf], hit, dtype), bins=bins, probabilities=True)
     assert (c.ece, c.mce) == pytest.approx(by_fractions(conf, hit, bins), abs=1e-6)
 
 
 @pytest.mark.parametrize("conf, want", [(0.6, 2), (0.6000000001, 2), (0.5999999999, 2), (0.60001, 3), (1.0, 4)])
 def test_a_rounding_error_does_not_change_the_bin(conf, want):
     for dtype in (torch.float64, torch.float32):
-        c = calibration_error(*from_confidence([conf], [1], dtype), bins=5)
+        c = calibration_error(*from_confidence([conf], [1], dtype), bins=5, probabilities=True)
         assert c.count.argmax() == want
 
 
@@ -400,7 +519,7 @@ def test_calibration_laws(case, bins, seed):
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     again = calibration_error(z[order], y[order], bins)
     assert (again.ece, again.mce) == pytest.approx((c.ece, c.mce), abs=1e-12)
-    as_probabilities = calibration_error(z.double().softmax(1), y, bins)
+    as_probabilities = calibration_error(z.double().softmax(1), y, bins, probabilities=True)
     assert as_probabilities.ece == pytest.approx(c.ece, abs=1e-12)
     one = calibration_error(z, y, 1).ece
     assert one == pytest.approx(abs(z.double().softmax(1).amax(1).mean().item() - accuracy(z, y)), abs=1e-12)
@@ -410,9 +529,75 @@ def test_calibration_laws(case, bins, seed):
 def test_calibration_extremes():
     y = torch.arange(10) % 3
     sure = F.one_hot(y, 3).double()
-    assert calibration_error(sure, y).ece == 0 and calibration_error(sure, (y + 1) % 3).ece == 1
+    ece = lambda labels: calibration_error(sure, labels, probabilities=True).ece
+    assert ece(y) == 0 and ece((y + 1) % 3) == 1
     with pytest.raises(ValueError, match="at least one bin"):
         calibration_error(sure, y, 0)
+
+
+# logits or probabilities
+
+
+def known(n=2000, c=10):
+    "Probabilities, and labels drawn from them: calibrated by construction."
+    g = torch.Generator().manual_seed(0)
+    p = (3 * torch.randn(n, c, generator=g)).double().softmax(1)
+    return p, torch.multinomial(p, 1, generator=g)[:, 0]
+
+
+ROUNDED = {
+    "float32": lambda p: p.float(),
+    "float16": lambda p: p.half(),
+    "bfloat16": lambda p: p.bfloat16(),
+    "three decimals": lambda p: (p * 1000).round() / 1000,
+    "one row off by 1 %": lambda p: torch.cat([p[:1] * 0.99, p[1:]]),
+    "a list of lists": lambda p: p.tolist(),
+}
+
+
+@pytest.mark.parametrize("way", ROUNDED)
+def test_declared_probabilities_are_measured_however_they_were_rounded(way):
+    p, y = known()
+    q = ROUNDED[way](p)
+    confidence, right = p.max(1).values, p.argmax(1) == y
+    bins = (confidence * 15).ceil()
+    ece = sum(abs((confidence - right.double())[bins == m].sum().item()) for m in range(1, 16)) / len(y)
+    assert ece < 0.03 and calibration_error(q, y, probabilities=True).ece == pytest.approx(ece, abs=0.004)
+    assert calibration_error(q, y, probabilities=False).ece > 0.3  # what a wrong guess would have said
+    square = (p - F.one_hot(y, 10)).square().sum(1).mean().item()
+    assert brier(q, y, probabilities=True) == pytest.approx(square, abs=0.002)
+    if way != "three decimals":  # where a true class may have become 0
+        assert temperature(q, y, probabilities=True) == pytest.approx(temperature(p.log(), y), rel=0.01)
+    for measure in SCORED:
+        with pytest.raises(ValueError, match="say probabilities=True") as e:
+            measure(q, y)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("measure", SCORED)
+def test_what_is_no_probability_is_refused_where_it_is_declared(measure):
+    p, y = known(20)
+    for q in (3 * p, p - 0.01, p.log(), torch.cat([p[:1] * 0.8, p[1:]]), p * 1.06):
+        with pytest.raises(ValueError, match="probabilities must lie in 0..1 and sum to 1"):
+            measure(q, y, probabilities=True)
+
+
+@relaxed
+@given(cases)
+def test_logits_need_no_word_and_the_logarithm_of_a_probability_is_a_logit(case):
+    z, y = case
+    for measure in SCORED[:3]:
+        told = lambda *a, **kw: getattr(v := measure(*a, **kw), "ece", v)
+        want = told(z, y, probabilities=False)
+        assert told(z.double().log_softmax(1), y) == pytest.approx(want, rel=1e-6, abs=1e-9)
+    one = torch.tensor([[0.3, 0.7]])  # may be either
+    assert brier(one, torch.tensor([1]), probabilities=True) == pytest.approx(0.18)
+    assert brier(one, torch.tensor([1]), probabilities=False) == pytest.approx(2 * (1 / (1 + math.exp(0.4))) ** 2)
+
+
+def test_a_temperature_needs_a_chance_for_every_true_class():
+    with pytest.raises(ValueError, match="probability 0"):
+        temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), probabilities=True)
 
 
 # temperature and Brier score
@@ -469,12 +654,13 @@ def test_brier_is_the_sum_of_scikit_learns_over_the_classes(case):
     p = z.double().softmax(1).numpy()
     want = sum(brier_score_loss(y.numpy() == c, p[:, c], pos_label=1) for c in range(p.shape[1]))
     assert brier(z, y) == pytest.approx(want, abs=1e-12)
-    assert brier(torch.from_numpy(p), y) == pytest.approx(want, abs=1e-9) and 0 <= want <= 2
+    assert brier(p, y, probabilities=True) == pytest.approx(want, abs=1e-9) and 0 <= want <= 2
 
 
 def test_brier_extremes():
     y = torch.arange(10)
-    assert brier(torch.eye(10), y) == 0 and brier(torch.eye(10), (y + 1) % 10) == 2
+    told = lambda labels: brier(torch.eye(10), labels, probabilities=True)
+    assert told(y) == 0 and told((y + 1) % 10) == 2
     assert brier(torch.zeros(10, 10), y) == pytest.approx(0.9)
 
 

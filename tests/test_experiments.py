@@ -3,12 +3,15 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import torchvision
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -182,8 +186,6 @@ def test_no_bytes_stop_the_reader(tmp_path_factory, blob):
     path = tmp_path_factory.mktemp("lines") / "a"
     path.write_bytes(blob)
     append_line(path, dict(ok=True))
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert read_lines(path)[-1] == dict(ok=True)
@@ -238,6 +240,45 @@ def test_nearest_names():
     with pytest.raises(ValueError, match="unknown field 'epoch'; did you mean 'epochs'"):
         grid(epoch=[1])
     assert Config(task=str(ROOT)).task == str(ROOT)  # a folder of pictures
+
+
+def test_numbers_and_paths_of_other_libraries_are_taken(tmp_path, monkeypatch):
+    assert Config(seed=np.int64(3), lr=np.float32(0.5), shots=np.uint8(7)) == Config(seed=3, lr=0.5, shots=7)
+    json.dumps(asdict(Config(seed=np.int64(3), lr=np.float32(0.5), task=tmp_path)))
+    for value in (np.bool_(True), np.float64(2.5), np.array([1]), torch.tensor(3)):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            Config(seed=value)
+    assert [c.seed for c in grid(seed=np.arange(3))] == [0, 1, 2] == [c.seed for c in grid(seed=(i for i in range(3)))]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "some.txt").write_text("")
+    assert {Config(task=t).task for t in ("pics", "pics/", "./pics", Path("pics"), "pics/.")} == {"pics"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Config(task="~/pics").task == str(tmp_path / "pics")
+    for task in ("some.txt", "nowhere", Path("nowhere"), b"pics"):
+        with pytest.raises(ValueError, match="unknown task"):
+            Config(task=task)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_a_folder_whose_name_cannot_be_written_is_refused_before_the_run(tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    with pytest.raises(ValueError, match="rename it"):
+        Config(task=odd)
+
+
+def test_devices(monkeypatch):
+    from sft_nb.experiments import need_device
+
+    need_device("cpu")
+    for device, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        assert Config(device=device).device == device
+        monkeypatch.setattr(there, "is_available", lambda: True)
+        need_device(device)
+        monkeypatch.setattr(there, "is_available", lambda: False)
+        with pytest.raises(ValueError, match=f"device is '{device}', but torch sees no GPU here: take 'cpu'"):
+            run(Config(device=device))
 
 
 def test_grid_is_the_product():
@@ -310,8 +351,8 @@ def test_the_test_labels_choose_nothing(monkeypatch):
     c = Config(strategy="bitfit", **(QUICK | dict(budget=2)))
     honest, real = run(c), experiments.load_split
 
-    def shifted(name):
-        s = real(name)
+    def shifted(name, **kwargs):
+        s = real(name, **kwargs)
         return Split(s.train, s.valid, Images(s.test.x, (s.test.y + 1) % 10), s.classes)
 
     monkeypatch.setattr(experiments, "load_split", shifted)
@@ -334,10 +375,49 @@ def test_a_loss_that_runs_away_is_a_candidate_that_failed(monkeypatch):
         run(Config(strategy="bitfit", lr=0.01, **QUICK))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there():
-    with pytest.raises(ValueError, match="no GPU"):
-        run(Config(device="cuda"))
+def test_a_candidate_whose_last_step_ran_away_costs_no_other(monkeypatch):
+    "The loss was finite before the last step; the logits are not."
+    real = experiments.run_phases
+
+    def last(model, dl, phases, **options):
+        yield from real(model, dl, phases, **options)
+        if phases[0].lr > 0.005:
+            with torch.no_grad():
+                model.head.bias.fill_(float("nan"))
+
+    monkeypatch.setattr(experiments, "run_phases", last)
+    r = run(Config(strategy="bitfit", **(QUICK | dict(budget=2))))
+    assert r.tried["lr=0.009"] == 0 and r.chosen == "lr=0.003"
+
+
+def test_a_side_measurement_that_fails_costs_no_result(monkeypatch):
+    "Neither the record, nor the forecast, nor the table."
+    c = Config(strategy="bitfit", **QUICK)
+    honest = run(c)
+
+    def refuse(*args):
+        raise ValueError("this layer was never counted")
+
+    for name in ("step_flops", "kept_bytes", "_source_accuracy", "_gap"):
+        monkeypatch.setattr(experiments, name, refuse)
+    with pytest.warns(UserWarning) as said:
+        bare = run(c)
+    assert sum("this layer was never counted" in str(w.message) for w in said) == 4
+    assert bare == replace(honest, flops=None, kept=None, source=None, gap=None)
+    (row,) = table([bare], ["strategy"], ["accuracy", "flops", "kept"])
+    assert (row["flops"], row["kept"], row["accuracy"]) == (None, None, honest.accuracy)
+    assert render([row]).splitlines()[1].split("\t")[4:] == ["", "", "", ""]
+    with pytest.warns(UserWarning, match="never counted"):
+        assert forecast([c]).peak_bytes > 0
+    with pytest.raises(ValueError, match="no value of flops"):
+        compare([bare], [replace(bare, config=replace(c, strategy="full"))], value="flops")
+
+
+def test_the_source_head_stays_where_it_is():
+    s = experiments.prepare(Config(**QUICK))
+    before = s.pre.head.weight.clone(), s.pre.head.weight.device
+    experiments._source_accuracy(s, experiments.candidate(s))
+    assert torch.equal(s.pre.head.weight, before[0]) and s.pre.head.weight.device == before[1]
 
 
 @pytest.mark.gpu
@@ -391,14 +471,155 @@ def test_a_half_written_record_is_reported_kept_and_run_again(tmp_path):
 def test_records_of_another_kind_are_named(tmp_path):
     r = asdict(record())
     append_line(tmp_path / "a", r | dict(acuracy=1))
-    with pytest.raises(ValueError, match="unknown field 'acuracy'; did you mean 'accuracy'"):
-        read_records(tmp_path / "a")
+    with pytest.warns(UserWarning, match="acuracy mean nothing to this version"):
+        assert read_records(tmp_path / "a") == [record()]
     append_line(tmp_path / "b", r | dict(config=r["config"] | dict(momentum=0.9)))
     with pytest.raises(ValueError, match="unknown field 'momentum'"):
         read_records(tmp_path / "b")
     append_line(tmp_path / "c", dict(benchmark="head"))
-    with pytest.raises(ValueError, match="c holds a line that is no record of this version"):
+    with pytest.raises(ValueError, match="c holds no record of an experiment .it has no config.: name another file"):
         read_records(tmp_path / "c")
+    append_line(tmp_path / "c", r)
+    with pytest.warns(UserWarning, match="c: 1 lines are no records and were left out"):
+        assert read_records(tmp_path / "c") == [record()]
+    (tmp_path / "d").write_text("Some text\nof several lines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one sentence, and none beside it
+        with pytest.raises(ValueError, match="d holds no record of an experiment"):
+            sweep(grid(), tmp_path / "d")
+    assert (tmp_path / "d").read_text() == "Some text\nof several lines"
+
+
+WRONG = {
+    "nan": '"accuracy": NaN', "too large": '"accuracy": 1e400', "text": '"accuracy": "0.5"', "no bool": '"n": true',
+    "a list": '"steps": []', "part of a picture": '"n": 0.5', "huge": '"n": 1' + "0" * 400, "no dict": '"tried": 3',
+    "a number for a name": '"machine": 3', "None": '"loss": null', "nan within": '"tried": {"lr=0.003": NaN}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_measurement_is_left_out_and_said(wrong, tmp_path):
+    append_line(tmp_path / "a", asdict(record(0.25)))
+    line = json.dumps(asdict(record(0.5, seed=1)))
+    with open(tmp_path / "a", "a", encoding="utf-8") as f:
+        f.write(line[:-1] + f", {WRONG[wrong]}}}\n")  # of a name that comes twice, JSON takes the last
+    with pytest.warns(UserWarning):
+        assert read_records(tmp_path / "a") == [record(0.25)]
+
+
+def test_a_line_of_another_version_or_machine_is_a_record(tmp_path):
+    "Names that mean nothing here, numbers out of today's range, no digest: none of it makes the file unreadable."
+    line = asdict(record(0.5))
+    line["config"] |= dict(strategy="of_tomorrow", pretrained="resnet9000", task="/not/here", shots=10**6, device="tpu")
+    del line["data"], line["config"]["augment"]  # a field that came later
+    append_line(tmp_path / "a", line)
+    append_line(tmp_path / "a", asdict(record(0.25)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        far, near = read_records(tmp_path / "a")
+    c = far.config
+    assert (c.strategy, c.task, c.shots, c.augment, far.data) == ("of_tomorrow", "/not/here", 10**6, 2, "")
+    assert near == record(0.25) and hash(c) != hash(near.config)
+    assert [row["task"] for row in table([near, far], ["task"])] == ["digits_wild", "/not/here"]  # known names first
+    assert compare([far], [replace(far, accuracy=0.25)]).difference == 0.25
+    with pytest.raises(ValueError, match="unknown pretrained"):  # to run it is another matter
+        replace(c, task="digits")
+
+
+def pictures(root, n, seed=0, classes=("a", "b")):
+    "A folder of noise, n pictures in each class; the first ones are the same for every n."
+    for label in classes:
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            x = np.random.default_rng([seed, i, ord(label)]).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(x).save(root / label / f"{i}.png")
+    return root
+
+
+FOLDER = dict(shots=2, budget=1, epochs=1)
+
+
+def test_a_folder_is_read_in_the_size_that_the_network_was_made_for(tmp_path, monkeypatch):
+    root, real, sizes = pictures(tmp_path / "pics", 6), experiments.load_split, []
+    monkeypatch.setattr(experiments, "load_split", lambda *a, **kw: sizes.append(kw["size"]) or real(*a, **kw))
+    s = experiments.prepare(Config(task=root, **FOLDER))
+    assert sizes == [32] and s.task.train.x.shape[2:] == (32, 32)
+    theirs = real(root, size=32)
+    assert torch.equal(s.task.test.x, theirs.test.x)
+    pre = load_pretrained("pocket")
+    other = replace(pre, transform=torch.nn.Sequential(torchvision.transforms.v2.Resize(48), pre.transform))
+    monkeypatch.setattr(experiments, "load_pretrained", lambda name: other)
+    experiments.prepare(Config(task=root, **FOLDER))
+    assert sizes[1] == other.size
+
+
+def test_a_folder_is_known_by_what_it_holds(tmp_path, monkeypatch):
+    "What a sweep runs again, and what it does not: seen in the file."
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "r.jsonl"
+
+    def after(task, **more):
+        before = len(read_lines(path))
+        (r,) = sweep([Config(task=task, **(FOLDER | more))], path)
+        return r, len(read_lines(path)) - before
+
+    pictures(Path("pics"), 6)
+    first, ran = after("pics")
+    assert ran == 1 and len(first.data) == 64
+    for same in ("./pics/", tmp_path / "pics", Path("pics")):
+        assert after(same) == (first, 0)
+    assert after("pics", seed=1)[1] == 1
+    pictures(Path("pics"), 10)  # it has grown
+    grown, ran = after("pics")
+    assert ran == 1 and grown.n > first.n and grown.data != first.data
+    pictures(tmp_path / "other" / "pics", 6, seed=5)  # another of the same relative name
+    monkeypatch.chdir(tmp_path / "other")
+    other, ran = after("pics")
+    assert ran == 1 and other.data not in (first.data, grown.data)
+    monkeypatch.chdir(tmp_path)
+    Path("pics").rename("renamed")
+    assert after("renamed") == (grown, 0)  # the same pictures under another name
+    assert len(sweep([Config(task="renamed", **FOLDER), Config(task=Path("renamed/"), **FOLDER)], path)) == 1
+    shutil.rmtree("renamed")
+    records = read_records(path)  # without the folders
+    assert len(records) == 4 and {r.config.task for r in records} == {"pics"}
+    titles = [row["task"] for row in table(records, ["task"])]
+    assert titles == sorted(f"pics ({d[:6]})" for d in {first.data, grown.data, other.data})
+
+
+def test_a_moved_folder_is_one_target_in_tables_and_pairs():
+    moved = [replace(record(v, task="digits", seed=i), data="d" * 64) for i, v in enumerate((0.1, 0.3))]
+    move = lambda r, to: replace(r, config=experiments._config_of(asdict(r.config) | dict(task=to)))
+    moved = [move(moved[0], "pics"), move(moved[1], "pics-2024")]
+    (row,) = table(moved, ["task"])
+    assert (row["task"], row["n"], row["accuracy"]) == ("pics-2024", 2, pytest.approx(0.2))
+    others = [
+        replace(r, config=experiments._config_of(asdict(r.config) | dict(strategy="full", task="old"))) for r in moved
+    ]
+    assert compare(moved, others).unit == "seed" and compare(moved, others).n == 2
+    changed = [replace(r, data="e" * 64) for r in others]
+    with pytest.raises(ValueError, match="holds other pictures now"):
+        compare(moved, changed)
+
+
+def test_a_file_that_cannot_be_written_is_found_out_before_the_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    ran = []
+    monkeypatch.setattr(experiments, "run", lambda c: ran.append(c))
+    for out in (tmp_path / "file" / "x.jsonl", tmp_path):
+        with pytest.raises(OSError):
+            sweep(grid(), out)
+        for words in (["run"], ["sweep"]):
+            assert main([*words, "--out", str(out)]) == 2
+            assert capsys.readouterr().err.count("\n") == 1
+    assert ran == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_record_that_no_file_takes_is_printed_all_the_same(capsys):
+    assert main(["run", "--shots", "2", "--budget", "1", "--out", "/dev/full", "--format", "json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["n"] == 800 and "free some space" in said.err
 
 
 def test_of_equal_configs_the_last_record_counts(tmp_path):
@@ -415,6 +636,30 @@ def test_a_forecast_adds_up():
     assert forecast([]).seconds == 0
     ten = forecast([replace(c, seed=i) for i in range(10)])
     assert ten.seconds > one.seconds
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=3), st.sampled_from(["linear_probing", "bitfit"]))
+def test_whatever_the_clock_says_a_forecast_is_not_negative_and_no_step_takes_no_time(clock, name):
+    "Three trainings whose times are noise."
+    took, steps = iter(clock), iter((0, 0, 0) if name == "linear_probing" else (1, 1, 5))
+    with pytest.MonkeyPatch.context() as m:
+        fit = lambda s, axis, value: replace(
+            experiments.candidate(s, axis, value), seconds=next(took), steps=next(steps)
+        )
+        m.setattr(experiments, "_fit", fit)
+        m.setattr(experiments, "_size", lambda s, fit: dict(trained=1, kept=None))
+        reading, start, step, look, held = experiments._pace(Config(strategy=name, **QUICK))
+    assert min(reading, start, step, look) >= 0 and held > 0
+    assert step == 0 if name == "linear_probing" else step == max(0, clock[2] - clock[1]) / 4
+    assert start == clock[1] if name == "linear_probing" else start <= clock[1]
+
+
+def test_a_forecast_reads_every_task_once(monkeypatch):
+    real, read = experiments.load_split, []
+    monkeypatch.setattr(experiments, "load_split", lambda name, **kw: read.append(name) or real(name, **kw))
+    forecast(grid(seed=range(5), **QUICK))
+    assert len(read) == 2  # its numbers, and the one that is measured
 
 
 # ---- tables and comparisons
@@ -467,7 +712,7 @@ def test_comparison_is_scipys(pairs):
     c = compare(a, list(reversed(b)))  # pairs by config, not by place
     x, y = np.array(pairs).T / 800
     better, worse = int((x > y).sum()), int((x < y).sum())
-    assert (c.n, c.better, c.worse) == (len(pairs), better, worse)
+    assert (c.n, c.unit, c.pairs, c.better, c.worse) == (len(pairs), "seed", len(pairs), better, worse)
     assert c.difference == pytest.approx(np.mean(x - y), abs=1e-12)
     if np.std(x - y) > 1e-9:
         theirs = stats.ttest_rel(x, y).confidence_interval(0.95)
@@ -492,6 +737,86 @@ def test_comparison_wants_partners():
         compare(a, b, value="acc")
 
 
+@pytest.mark.parametrize(
+    "unit, axis",
+    [("target", dict(task=["near", "hue", "digits"])), ("network", dict(pretrained=["pocket", "resnet18"]))],
+)
+def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
+    "Against SciPy on the means of the units; shots and seeds within a unit are averaged."
+    g = np.random.default_rng(0)
+    a = [Record(c, g.uniform(), *REST) for c in grid(**axis, shots=[5, 50], seed=range(3), strategy="full")]
+    b = [Record(replace(r.config, strategy="lora"), g.uniform(), *REST) for r in a]
+    c = compare(a, b)
+    (names,) = axis
+    means = [
+        np.mean([x.accuracy - y.accuracy for x, y in zip(a, b, strict=True) if getattr(x.config, names) == v])
+        for v in axis[names]
+    ]
+    ends = stats.t.interval(0.95, len(means) - 1, np.mean(means), stats.sem(means))
+    assert (c.unit, c.n, c.pairs) == (unit, len(means), len(a))
+    assert (c.difference, c.low, c.high) == pytest.approx((np.mean(means), *ends))
+    assert (c.better, c.worse) == (sum(m > 0 for m in means), sum(m < 0 for m in means))
+    assert f"{len(means)} {unit}s ({len(a)} pairs)" in str(c)
+    one = [[r for r in rs if getattr(r.config, names) == axis[names][0]] for rs in (a, b)]
+    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test pictures" in str(compare(*one))
+
+
+REST = (800, 0.5, "", {}, 1.0, None, None, 1, 1, 1, 1, 1, 0.1, 0.2, 0, "here", "", "now")
+
+
+def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised():
+    "Three seeds on a target agree closely; where each was a pair of its own, a third of such tests found a winner."
+    g, wrong, wrong_pairs, trials = np.random.default_rng(1), 0, 0, 150
+    for _ in range(trials):
+        favour = 0.05 * g.normal(size=5)
+        d = favour[:, None] + 0.005 * g.normal(size=(5, 3))
+        cs = [(t, i, Config(task=name, seed=i)) for t, name in enumerate(TASKS) for i in range(3)]
+        a = [Record(c, 0.5 + d[t, i], *REST) for t, i, c in cs]
+        b = [Record(replace(c, strategy="full"), 0.5, *REST) for _, _, c in cs]
+        c = compare(a, b)
+        wrong += not c.low <= 0 <= c.high
+        wrong_pairs += stats.ttest_1samp(d.ravel(), 0).pvalue < 0.05
+    assert wrong_pairs / trials > 0.2 and wrong / trials < 0.1
+
+
+def test_what_cannot_be_compared_is_refused():
+    a, b = [record(seed=i, strategy="full") for i in range(3)], [record(seed=i) for i in range(3)]
+    with pytest.raises(ValueError, match="test sets of 800 and 600 pictures"):
+        compare(a, [replace(r, n=600) for r in b])
+    assert (
+        compare(a, [replace(r, config=replace(r.config, task="near"), n=600) for r in b], but=["strategy", "task"]).n
+        == 3
+    )
+    with pytest.raises(ValueError, match="no value of source"):
+        compare(a, [replace(r, source=None) for r in b], value="source")
+    for level in (0, 1, 95, float("nan")):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            compare(a, b, level=level)
+    x = [replace(r, accuracy=0.1 * i) for i, r in enumerate(a)]
+    sure = compare(x, b, level=1 - 1e-16)
+    assert -float("inf") < sure.low < compare(x, b).low
+    same = [replace(r, accuracy=0.1 + 0.2) for r in a], [replace(r, accuracy=0.3) for r in b]
+    assert (compare(*same).better, compare(*same).worse, compare(*same).p) == (0, 0, 1.0)  # equal, but for rounding
+
+
+def test_a_table_warns_where_its_rows_pool_different_experiments():
+    balanced = [record(**c) for c in map(asdict, grid(strategy=["full", "lora"], task=["near", "hue"], seed=[0, 1]))]
+    more = [*balanced, record(strategy="full", pretrained="pocket-hue", task="near")]
+    seeds = [*balanced, record(strategy="full", task="near", seed=2)]  # one more draw of the same experiment
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table(balanced), table(balanced, ["strategy"]), table(seeds, ["strategy"]), table(more, ["seed"][:0])
+        table([r for r in more if r.config.pretrained == "pocket"], ["strategy"])
+    with pytest.warns(
+        UserWarning, match=r"pool different experiments.*differ in pretrained \(pocket, pocket-hue\)"
+    ) as said:
+        table(more, ["strategy"])
+    assert len(said) == 1 and "task" not in str(said[0].message)
+    crossed = [record(strategy=s, task=t, shots=k) for s, t, k in (("full", "near", 5), ("full", "hue", 9), ("lora", "near", 9), ("lora", "hue", 5))]  # fmt: skip
+    with pytest.warns(UserWarning, match="pool different"):  # the same values, in other combinations
+        table(crossed, ["strategy"])
+
+
 def test_render_is_what_the_readers_of_each_format_expect():
     rows = [dict(strategy="full", n=3, accuracy=1 / 3), dict(strategy="lora", n=1, accuracy=None)]
     assert [json.loads(line) for line in render(rows, "json").splitlines()] == rows
@@ -499,6 +824,20 @@ def test_render_is_what_the_readers_of_each_format_expect():
     assert render(rows, "markdown").splitlines()[1] == "| --- | --- | --- |"
     with pytest.raises(ValueError, match="did you mean 'markdown'"):
         render(rows, "markdwon")
+    assert render(rows, "list") == (
+        "strategy  full\nn         3\naccuracy  0.333333\n\nstrategy  lora\nn         1\naccuracy  \n"
+    )
+    assert all(render([], f) == "" for f in experiments.FORMATS)
+
+
+@pytest.mark.parametrize("name", ["left|right\tpair", "two\nlines", "cr\r\nlf", "back\\|slash", "|", "\t"])
+def test_no_name_breaks_a_table(name):
+    rows = [dict(task=name, n=1), dict(task="plain", n=2)]
+    for f, sep in (("tsv", "\t"), ("markdown", "|")):
+        lines = render(rows, f).splitlines()
+        assert len(lines) == len(rows) + 1 + (f == "markdown") and len({line.count(sep) for line in lines}) == 1
+    assert len(render(rows, "list").splitlines()) == 5
+    assert [json.loads(line)["task"] for line in render(rows, "json").splitlines()] == [name, "plain"]
 
 
 # ---- the command line
@@ -552,9 +891,58 @@ def test_the_command_prints_what_the_functions_give_to_the_byte(tmp_path, capsys
     done = shell("table", path, *words_)  # as a process of its own
     assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
     assert main(["run", *words, "--seed", "7", "--out", str(tmp_path / "b"), "--format", "tsv"]) == 0
-    assert capsys.readouterr().out == render([read_records(tmp_path / "b")[0].row()], "tsv")
+    said = capsys.readouterr()
+    assert said.out == render([read_records(tmp_path / "b")[0].row()], "tsv")
+    stages = ["reading pocket and digits_wild", "candidate 1 of 1: l2=0.1", "measuring l2=0.1 on 800 test pictures"]
+    assert [line for line in said.err.splitlines() if line in stages] == stages
     assert main(["sweep", "--seed", "0", *words, "--out", str(path), "--forecast"]) == 0
-    assert capsys.readouterr().out.startswith("0 of 1 runs to do")
+    assert capsys.readouterr().out == "0 of 1 runs to do\n"
+    assert main(["sweep", "--seed", "0", "9", *words, "--out", str(path), "--forecast"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("1 of 2 runs to do\nabout ") and "-" not in text and "seconds" in text
+
+
+def test_what_run_prints_in_a_terminal_is_for_eyes(monkeypatch, capsys):
+    monkeypatch.setattr("sft_nb.cli.run", lambda c: record(0.25))
+    for tty, want in ((True, "list"), (False, "tsv")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda tty=tty: tty)
+        assert main(["run"]) == 0 and capsys.readouterr().out == render([record(0.25).row()], want)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["run", "--format", "tsv"]) == 0 and capsys.readouterr().out == render([record(0.25).row()], "tsv")
+
+
+def test_where_keeps_some_records_and_warnings_are_one_line(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    line = ["table", "results/strategies.jsonl", "--by", "shots", "strategy"]
+    assert main([*line, "--where", "pretrained=pocket"]) == 0
+    book = [r for r in read_records("results/strategies.jsonl") if r.config.pretrained == "pocket"]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (render(table(book, ["shots", "strategy"])), "")
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert (
+        said.err.startswith("sft_nb: the rows of this table pool different experiments") and said.err.count("\n") == 1
+    )
+    assert main([*line, "--where", "pretrained=pocket", "lr=0.003", "shots=50"]) == 0
+    assert capsys.readouterr().out == render(table([r for r in book if r.config.shots == 50], ["shots", "strategy"]))
+    for where, sentence in (
+        ("strateg=full", "did you mean 'strategy'"),
+        ("shots=some", "no value of shots"),
+        ("shots=51", "none of"),
+    ):
+        assert main([*line, "--where", where]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and sentence in said.err and said.err.count("\n") == 1
+
+
+def test_help_and_a_wrong_file_need_no_torch():
+    for words, status in ((["--help"], 0), (["table", "nowhere.jsonl"], 2), (["table", "--help"], 0)):
+        code = f"import sys\nfrom sft_nb.cli import main\ntry: status = main({words})\nexcept SystemExit as e: status = e.code"
+        done = subprocess.run(
+            [sys.executable, "-c", code + "\nprint(status, sorted({'torch', 'numpy', 'scipy'} & {*sys.modules}))"],
+            capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == f"{status} []", done.stderr
 
 
 def test_help_names_every_field(capsys):
@@ -579,6 +967,11 @@ def test_help_names_every_field(capsys):
         (["table", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["table", "results/strategies.jsonl", "--by", "strateg"], "did you mean 'strategy'"),
         (["run", "--format", "xml"], "unknown format"),
+        (["sweep", "--out", "nowhere", "--format", "xml"], "unknown format"),
+        (["table", "README.md"], "README.md holds no record of an experiment"),
+        (["table", "setup.py", "results/strategies.jsonl"], "setup.py holds no record"),
+        (["table", os.devnull], "there is no file"),
+        (["run", "--device", "tpu"], "did you mean 'cpu'"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_2(words, sentence, capsys, monkeypatch):
@@ -617,8 +1010,6 @@ def test_the_installed_command_is_this_one():
 
 
 def test_the_records_of_the_book_cover_what_the_chapter_claims():
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         records = read_records(ROOT / "results" / "strategies.jsonl")

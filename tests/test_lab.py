@@ -29,24 +29,25 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "(port, token) of the running server."
+    "What the running server says of itself: port, token, and in `log` what it printed."
     home = tmp_path_factory.mktemp("home")
     places = {k: str(home / k) for k in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         free = s.getsockname()[1]
-    server = subprocess.Popen(
-        [*recipe(), "--no-browser", f"--port={free}"], cwd=ROOT, env={**os.environ, **places},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    log = home / "log"
+    with open(log, "w") as out:
+        server = subprocess.Popen(
+            [*recipe(), "--no-browser", f"--port={free}"], cwd=ROOT, env={**os.environ, **places},
+            stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
     try:
         until = time.monotonic() + 60
         while not (found := list(home.glob("JUPYTER_RUNTIME_DIR/jpserver-*.json"))):
             assert server.poll() is None and time.monotonic() < until, "the server did not start"
             time.sleep(0.2)
         time.sleep(1)
-        about = json.loads(found[0].read_text())
-        yield about
+        yield json.loads(found[0].read_text()) | dict(log=log)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(20)
@@ -167,9 +168,45 @@ def test_another_name_for_this_machine_is_refused(lab):
     assert ask(lab, "/api/contents", Host="evil.example", **token(lab))[0] == 403
 
 
-def test_the_makefile_does_not_open_it(lab):
-    text = (ROOT / "Makefile").read_text()
-    assert "--ip=127.0.0.1" in text and not re.search(
-        r"token=|password=|allow_origin|disable_check_xsrf|0\.0\.0\.0", text
+def test_neither_the_makefile_nor_the_configuration_opens_it(lab):
+    text = (ROOT / "Makefile").read_text() + (ROOT / "lab_config.py").read_text()
+    assert 'c.ServerApp.ip = "127.0.0.1"' in text and not re.search(
+        r"token=|password|\.token|allow_origin|disable_check_xsrf|0\.0\.0\.0", text
     )
     assert parse_qs(urlsplit(lab["url"]).query) == {}
+
+
+def test_the_printed_address_leads_to_the_tour(lab):
+    assert f"http://127.0.0.1:{lab['port']}/lab/tree/000_tour.ipynb?token={lab['token']}" in lab["log"].read_text()
+
+
+def test_the_books_notebooks_are_trusted_and_the_files_are_left_alone(lab):
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        cells = json.loads(ask(lab, f"/api/contents/{path.name}", **token(lab))[1])["content"]["cells"]
+        assert all(c["metadata"]["trusted"] for c in cells if c["cell_type"] == "code"), path.name
+        assert '"trusted"' not in path.read_text(encoding="utf-8")
+
+
+def message(size):
+    "A question to the kernel, of a number of its own, with so many bytes behind it, as an upload has (protocol v1)."
+    header = dict(msg_id=str(size), msg_type="kernel_info_request", username="", session="1", version="5.3", date="")
+    parts = [b"shell", json.dumps(header).encode(), b"{}", b"{}", b"{}", bytes(size)]
+    ends = [8 * (len(parts) + 2)]
+    for part in parts:
+        ends.append(ends[-1] + len(part))
+    return b"".join(n.to_bytes(8, "little") for n in (len(ends), *ends)) + b"".join(parts)
+
+
+@pytest.mark.parametrize("megabytes", [1, 20, 120])
+def test_uploads_above_ten_megabytes_reach_the_kernel(lab, channels, megabytes):
+    websocket = pytest.importorskip("websocket")
+    ws = websocket.create_connection(
+        f"ws://127.0.0.1:{lab['port']}{channels[0]}", 60, header=token(lab), http_no_proxy=["127.0.0.1"],
+        subprotocols=["v1.kernel.websocket.jupyter.org"],
+    )  # fmt: skip
+    try:
+        ws.send(message(megabytes << 20), websocket.ABNF.OPCODE_BINARY)
+        while b"kernel_info_reply" not in (got := ws.recv()):
+            assert got, "the server closed the connection"
+    finally:
+        ws.close()

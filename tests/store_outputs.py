@@ -1,0 +1,61 @@
+"""Run notebooks in fresh kernels and store what their cells show: python tests/store_outputs.py 08_probing 09_evaluation
+
+Kept are pictures and words. Not kept is what differs from run to run or lives only in JupyterLab: execution counts,
+standard error, the views and states of widgets. Every text stays one string, as everywhere in this book.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+VIEW = "application/vnd.jupyter.widget-view+json"
+ENV = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="module://matplotlib_inline.backend_inline")
+
+
+def run(path: Path) -> nbformat.NotebookNode:
+    "The notebook as it is after Run All, which ends at the first error."
+    nb = nbformat.read(path, 4)
+    about = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(nb, timeout=900, kernel_name="python3", resources=about).execute()
+    return nb
+
+
+def clean(nb: nbformat.NotebookNode) -> None:
+    "Take out what is not kept."
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count = None
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        for output in cell.outputs:
+            output.get("data", {}).pop(VIEW, None)
+            if "execution_count" in output:
+                output["execution_count"] = None
+
+
+def text(nb: nbformat.NotebookNode) -> str:
+    "The notebook's file; nbformat's own would cut every text into lines."
+    nbformat.validate(nb)
+    return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def main(stems: list[str]) -> None:
+    os.environ |= ENV | {"PYTHONPATH": str(ROOT)}
+    for stem in stems:
+        path = ROOT / "nbs" / f"{stem}.ipynb"
+        nb = run(path)
+        clean(nb)
+        path.write_text(text(nb), encoding="utf-8")
+        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+    subprocess.run([str(Path(sys.executable).parent / "nbdev_clean")], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
