@@ -155,8 +155,9 @@ def _report(learned, mistakes=8):
 
 # %% ../nbs/27_pictures.ipynb #16c0de64
 _HINT = """A folder with a sub-folder of pictures for each class, or a zip of one: its path, from this notebook or from ~.
-JupyterLab's file browser brings any number of files here (the arrow that points up). The button takes up to about 8 MB,
-two photographs of a phone: more can break the connection to the kernel without a word."""
+JupyterLab's file browser brings any number of files here (the arrow that points up). The button takes a zip up to
+about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of `make lab`: more can break the connection to the
+kernel without a word."""
 
 
 def _nearby():
