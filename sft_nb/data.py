@@ -320,7 +320,7 @@ def cifar10(
     seed: int = 0,  # Which ones
     official: type[CIFAR10] = CIFAR10,  # The URL, the files and their checksums: torchvision's own table
 ) -> Split:  # 32 x 32 pictures of 10 classes; the 10,000 official test pictures
-    "CIFAR-10 (Krizhevsky 2009): every file is checked, none is unpacked to disk, no pickled code is run."
+    "CIFAR-10 (Krizhevsky 2009), cut as published: every file is checked, none unpacked to disk, no pickled code run."
     files = {n: _unpickle(*f) for n, f in _cifar_files(Path(root).expanduser(), download, official).items()}
 
     def part(names):

@@ -313,7 +313,7 @@ class _Together(Setting):
     every: int = 50
 
     def train(self, model, phases):
-        what = repr((self.config, phases, _where()[1]))
+        what = repr((self.config, self.data, phases, _where()[1]))  # pictures added: another run
         own = self.folder and as_path(self.folder) / "runs" / sha256(what.encode()).hexdigest()[:16]
         return shared_phases(model, self.training(), phases, folder=self.folder, checkpoints=own, every=self.every)
 

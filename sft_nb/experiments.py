@@ -234,7 +234,7 @@ def prepare(
     need_device(config.device)
     _log.info("reading %s and %s", config.pretrained, config.task)
     pre = load_pretrained(config.pretrained)
-    task = load_split(config.task, size=pre.size)
+    task = load_split(config.task, "data", pre.size)
     few = few_shot(task.train, config.shots, config.seed)
     return kind(config, pre, few, task, data=content(config.task))
 

@@ -143,18 +143,21 @@ def _report(learned, mistakes=8):
     ]
     bad, taken = worst(learned.logits, test.y, mistakes), learned.logits.argmax(1)
     names = [f"{learned.classes[test.y[i]]}, taken for {learned.classes[taken[i]]}" for i in bad]
+    scrolled = (
+        f'<div style="overflow-x: auto" tabindex="0" role="region" aria-label="confusion">{html_table(table)}</div>'
+    )
     return (
+        '<div style="display: grid; grid-template-columns: minmax(0, 1fr)">'  # no wider than the page: the table scrolls
         f"<p>{s.accuracy:.0%} of {len(test)} test pictures are right ({s.low:.0%} to {s.high:.0%}); learned from "
-        f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}.</p>{_folded(learned.note)}"
-        f'<div style="overflow-x: auto">{html_table(table)}</div>'
-        + "<p>The surest mistakes:</p>" * bool(names) + gallery(map(thumbnail, test.x[bad]), names)
+        f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}.</p>{_folded(learned.note)}{scrolled}"
+        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(thumbnail, test.x[bad]), names)}</div></div>"
     )  # fmt: skip
 
 # %% ../nbs/27_pictures.ipynb #16c0de64
-_HINT = """Name a folder with a sub-folder of pictures for each class, or a zip of one: as this notebook sees it, or from
-~, your home. JupyterLab's own file browser brings any number of files here (the arrow that points up). The button takes
-a small zip, up to about 8 MB, which is two photographs of a phone: a larger one can break the connection to the kernel
-without a word."""
+_HINT = """A folder with a sub-folder of pictures for each class, or a zip of one: its path, from this notebook or from ~.
+JupyterLab's file browser brings any number of files here (the arrow that points up). The button takes a zip up to
+about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of `make lab`: more can break the connection to the
+kernel without a word."""
 
 
 def _nearby():
@@ -230,7 +233,9 @@ def _learn(own, b):
     b.report.value = b.named.value = ""  # what stands there is about something else
     if not b.upload.value and not b.folder.value.strip():
         return "name a folder that holds a sub-folder of pictures for each class, or upload a zip of one"
-    name, root = _content(b.upload) if b.upload.value else (b.folder.value.strip(), Path(b.folder.value.strip()))
+    name, root = (
+        _content(b.upload) if b.upload.value else (Path(b.folder.value.strip()).name, Path(b.folder.value.strip()))
+    )
     try:
         own.learned = learn_pictures(root, b.pretrained.value)
     except Exception as e:

@@ -1,7 +1,7 @@
 """Run notebooks in fresh kernels and store what their cells show: python tests/store_outputs.py 08_probing 09_evaluation
 
 Kept are pictures and words. Not kept is what differs from run to run or lives only in JupyterLab: execution counts,
-standard error, the views and states of widgets. The source of a cell stays one string, as everywhere in this book.
+standard error, the views and states of widgets. Every text stays one string, as everywhere in this book.
 """
 
 import json
@@ -41,11 +41,9 @@ def clean(nb: nbformat.NotebookNode) -> None:
 
 
 def text(nb: nbformat.NotebookNode) -> str:
-    "The notebook's file."
-    raw = json.loads(nbformat.writes(nb))
-    for cell in raw["cells"]:
-        cell["source"] = "".join(cell["source"])
-    return json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    "The notebook's file; nbformat's own would cut every text into lines."
+    nbformat.validate(nb)
+    return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main(stems: list[str]) -> None:

@@ -30,6 +30,7 @@ RUNTIME = {
     "matplotlib",
     "cycler",
     "safetensors",
+    "filelock",
     "sklearn",
     "PIL",
     "tqdm",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -293,7 +294,7 @@ def test_shares_cover_every_row_once():
         share(10, 1, 2, 2)
 
 
-EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept")
+EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept", "data")
 OPTIONS = ["-m", "sft_nb.distributed", "--shots", "20", "--format", "json"]
 
 
@@ -391,6 +392,34 @@ def test_a_finished_command_called_again_reads_its_steps(tmp_path, capsys, monke
     assert first["steps"] == 12 and all(first[name] == again[name] for name in EQUAL)
     assert main([*command[:-6], "--every", "0", "--cache", str(tmp_path / "b")]) == 2
     assert "every is a number of steps" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_that_grew_is_another_run(tmp_path, capsys):
+    x, y = (t[:200] for t in (load_split("digits").test.x, load_split("digits").test.y))
+    for i, (picture, label) in enumerate(zip(x, y, strict=True)):
+        if label < 3:
+            place = tmp_path / "pics" / str(int(label)) / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(place)
+    command = [
+        "--task",
+        str(tmp_path / "pics"),
+        "--shots",
+        "2",
+        "--strategy",
+        "lp_ft",
+        "--epochs",
+        "1",
+        "--budget",
+        "1",
+    ]
+    command += ["--cache", str(tmp_path / "kept"), "--format", "json"]
+    assert main(command) == main(command) == 0
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pics" / "0" / "new.png")
+    assert main(command) == 0
+    first, again, grown = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["data"] == again["data"] != grown["data"] and first["accuracy"] == again["accuracy"]
+    assert len(list((tmp_path / "kept" / "runs").iterdir())) == 2
 
 
 def test_wrong_input_is_one_sentence():

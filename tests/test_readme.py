@@ -1,6 +1,7 @@
 "What the README says is so."
 
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import sys
 import pytest
 from conftest import ROOT
 from notebook import NOTEBOOKS, load
+
+from sft_nb import distributed
+from sft_nb.cli import _parser, main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -39,6 +43,25 @@ def test_its_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"
+
+
+def test_its_table_of_our_records_pools_only_what_is_alike(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = next(line for line in README.splitlines() if line.startswith("sft_nb table results/"))
+    assert main([*line.split("#")[0].split()[1:], "--format", "json"]) == 0
+    said = capsys.readouterr()
+    rows = [json.loads(row) for row in said.out.splitlines()]
+    assert len(rows) > 10 and {row["n"] for row in rows} == {3} and said.err == ""
+
+
+def test_its_command_line_is_understood_as_it_stands():
+    section = README.split("## The command line")[1].split("```")[1]
+    for line in section.splitlines():
+        words = line.split("#")[0].split()
+        if words[:1] == ["sft_nb"] and words[1] != "table":
+            _parser(words[1]).parse_args(words[1:])
+        if words[:1] == ["torchrun"]:
+            distributed._parsed(words[words.index("sft_nb.distributed") + 1 :])
 
 
 def test_its_claims_are_those_of_the_records():
