@@ -407,4 +407,4 @@ def html_table(
     )
     lines = [cells("th", map(escape, rows[0])), *(cells("td", map(text, r.values())) for r in rows)]
     table = f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
-    return f'<div style="overflow-x: auto" tabindex="0">{table}</div>'  # a wide one scrolls in its own place
+    return f'<div style="overflow-x: auto; width: 0; min-width: 100%" tabindex="0">{table}</div>'  # a wide one scrolls in its own place
