@@ -150,7 +150,9 @@ def _forecast(panel):
 
 
 def _adopt(panel):
-    "Watch the training under way, unless there is another to watch: a cell that runs again throws nothing away."
+    "Say in the controls what a panel trains, and watch a training under way: a cell run again throws nothing away."
+    if isinstance(panel.what, Controls):
+        panel.what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
     if panel.session is None and isinstance(under_way(), Session):
         panel.session = under_way()
         panel.say("this training was under way when the panel was made: it goes on, and the panel watches it")
@@ -214,8 +216,6 @@ class Panel(_Watcher):
     ):
         super().__init__(what)
         self.every = every
-        if isinstance(what, Controls):
-            what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
         _adopt(self)
         for name, button in self.board.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
