@@ -149,6 +149,15 @@ def _forecast(panel):
     return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the pictures"
 
 
+def _adopt(panel):
+    "Say in the controls what a panel trains, and watch a training under way: a cell run again throws nothing away."
+    if isinstance(panel.what, Controls):
+        panel.what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
+    if panel.session is None and isinstance(under_way(), Session):
+        panel.session = under_way()
+        panel.say("this training was under way when the panel was made: it goes on, and the panel watches it")
+
+
 def _to_session(name):
     return lambda panel: getattr(panel.session, name)() if panel.session else REFUSALS["ready"]
 
@@ -207,11 +216,7 @@ class Panel(_Watcher):
     ):
         super().__init__(what)
         self.every = every
-        if isinstance(what, Controls):
-            what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
-        if self.session is None and isinstance(under_way(), Session):
-            self.session = under_way()
-            self.say("this training was under way when the panel was made: it goes on, and the panel watches it")
+        _adopt(self)
         for name, button in self.board.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
         self.watch()

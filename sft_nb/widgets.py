@@ -315,35 +315,14 @@ def _to_copy(lines):
     look = "white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; user-select: all; line-height: 1.4; margin: 0 0 .5em"
     return "".join(f'<div>{escape(n)}</div><pre style="{look}">{escape(text)}</pre>' for n, text in lines.items())
 
-# %% ../nbs/16_widgets.ipynb #16c0de34
-class Controls:
-    "A control for every field of Config. What they are set to is `value`; setting `value` sets them."
+# %% ../nbs/16_widgets.ipynb #16c0de37
+class _Fields:
+    "A control for every field, and what they hold; some may be held still."
 
-    def __init__(self, config):
-        import ipywidgets as W
-
-        self.parts, self.problems, self.held = {f.name: _control(f) for f in fields(Config)}, {}, {}
-        beside = W.Layout(flex="1 1 14em", min_width="14em")
-        self._beside = {n: W.HTML(layout=beside) for n in self.parts}
-        self.code = self.command = ""  # The same as Python and for a terminal; empty while something is wrong
-        self._to_copy, row = W.HTML(), W.Layout(flex_flow="row wrap")
-        rows = (W.HBox([self.parts[n], self._beside[n]], layout=row) for n in self.parts)
-        self.box = W.VBox([*rows, self._to_copy])
+    def __init__(self):
+        self.parts, self.held = {f.name: _control(f) for f in fields(Config)}, {}
         for part in self.parts.values():
             part.observe(self._follow, "value")
-        self.value = config
-
-    _repr_mimebundle_ = View._repr_mimebundle_
-
-    def still(self) -> dict:
-        "What stands for it where no widget can live: the code."
-        return {"text/markdown": f"```python\n{self.code}\n```"}
-
-    def hold(self, name: str, value, why: str) -> None:
-        "Keep a field at a value from now on, its control closed, and say why beside it."
-        self.held[name], self.parts[name].disabled = (value, why), True
-        self.parts[name].value = value
-        self._follow()
 
     def _values(self):
         return {f.name: _typed(f, self.parts[f.name].value) for f in fields(Config)}
@@ -358,6 +337,43 @@ class Controls:
         for name, part in self.parts.items():
             part.value = self.held[name][0] if name in self.held else getattr(config, name)
         self._follow()
+
+    def hold(
+        self,
+        name: str,  # A field of Config
+        value,  # What it is from now on
+        why: str,  # Said beside its control, which is closed
+    ) -> None:
+        "Keep a field at a value."
+        self.held[name], self.parts[name].disabled = (value, why), True
+        self.parts[name].value = value
+        self._follow()
+
+# %% ../nbs/16_widgets.ipynb #16c0de34
+class Controls(_Fields):
+    "A control for every field of Config. What they are set to is `value`; setting `value` sets them."
+
+    def __init__(self, config):
+        import ipywidgets as W
+
+        beside, row = W.Layout(flex="1 1 14em", min_width="14em"), W.Layout(flex_flow="row wrap")
+        self._beside = {f.name: W.HTML(layout=beside) for f in fields(Config)}
+        self.problems, self.code, self.command = (
+            {},
+            "",
+            "",
+        )  # The same as Python and for a terminal, if nothing is wrong
+        self._to_copy = W.HTML()
+        super().__init__()
+        rows = (W.HBox([self.parts[n], note], layout=row) for n, note in self._beside.items())
+        self.box = W.VBox([*rows, self._to_copy])
+        self.value = config
+
+    _repr_mimebundle_ = View._repr_mimebundle_
+
+    def still(self) -> dict:
+        "What stands for it where no widget can live: the code."
+        return {"text/markdown": f"```python\n{self.code}\n```"}
 
     def _follow(self, change=None):
         self.problems = _problems(self._values())
@@ -407,4 +423,4 @@ def html_table(
     )
     lines = [cells("th", map(escape, rows[0])), *(cells("td", map(text, r.values())) for r in rows)]
     table = f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
-    return f'<div style="overflow-x: auto" tabindex="0">{table}</div>'  # a wide one scrolls in its own place
+    return f'<div style="overflow-x: auto; width: 0; min-width: 100%" tabindex="0">{table}</div>'  # a wide one scrolls in its own place
