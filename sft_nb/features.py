@@ -34,6 +34,7 @@ from torch.utils import mkldnn
 from tqdm import tqdm
 
 from . import freezing
+from .core import copied
 from .data import Loader
 from .store import Rows, StoreError, digest, load, save
 
@@ -75,7 +76,7 @@ def folded(
     backbone: nn.Module,  # In any mode
 ) -> nn.Module:  # A copy in eval mode
     "Every BatchNorm folded into the convolution before it (Jacob et al. 2018, section 3.2), where the graph can be traced."
-    plain = copy.deepcopy(backbone).eval()
+    plain = copied(backbone).eval()
     try:
         return fuse(plain)
     except Exception:  # a network that torch.fx cannot trace, or that has nothing to fold, stays as it is
@@ -120,7 +121,7 @@ def _rows(z, n):
 # %% ../nbs/06_features.ipynb #b53db351
 def _full(backbone):
     "A copy in eval mode; in float32, where all of it has one other type."
-    net = copy.deepcopy(backbone).eval()
+    net = copied(backbone).eval()
     types = {t.dtype for t in [*net.parameters(), *net.buffers()] if t.is_floating_point()}
     return net.float() if len(types) == 1 and types != {torch.float32} else net
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from .core import unknown
+from .core import copied, unknown
 from .freezing import follow_grad
 from .store import fetch
 
@@ -188,7 +188,7 @@ def take_apart(
     where: str,  # The name of its head, or one of its names
 ) -> tuple[nn.Module, nn.Linear]:  # phi and h: h(phi(x)) is net(x)
     "A copy of the network without its head, and the head."
-    backbone = copy.deepcopy(net)
+    backbone = copied(net)
     head = backbone.get_submodule(where)
     for name in [n for n, m in backbone.named_modules(remove_duplicate=False) if m is head]:
         backbone.set_submodule(name, nn.Identity().train(head.training))
@@ -281,7 +281,7 @@ def adapt(
         raise ValueError(f"a head needs at least one class; got num_classes={num_classes}")
     head = nn.Linear(pre.num_features, num_classes)
     like = next((p for p in pre.backbone.parameters() if p.is_floating_point()), head.weight)
-    return TransferModel(copy.deepcopy(pre.backbone), head.to(like.device, like.dtype)).eval()
+    return TransferModel(copied(pre.backbone), head.to(like.device, like.dtype)).eval()
 
 # %% ../nbs/05_models.ipynb #9f38ee64
 def snapshot(

@@ -429,6 +429,15 @@ def _turn(lock, name):
         return lock.acquire()
 
 
+@contextmanager
+def _gone_after(lock):
+    "A lock is taken away while it is held: those that wait open it anew at every look."
+    try:
+        yield
+    finally:
+        _forget(lock)
+
+
 def fetch(
     url: str,  # With SFT_NB_MIRROR set (an address or a folder), a file of this name is taken from there
     path: Path | str,  # What the file will be called
@@ -440,14 +449,13 @@ def fetch(
     part, lock = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     is_it = lambda file: file.is_file() and _hash_of(file, algorithm).startswith(begins)
-    with _turn(FileLock(lock), path.name):
+    with _turn(FileLock(lock), path.name), _gone_after(lock):
         if not is_it(path):  # else another process was faster
             _pour(_source(url), part)
             if not is_it(part):
                 _forget(part)
                 raise OSError(f"what came is not the published file: its {algorithm.upper()} differs")
             os.replace(part, path)
-    _forget(lock)  # whoever comes now finds the file
     return path
 
 # %% ../nbs/25_store.ipynb #cfd74b5e

@@ -59,15 +59,14 @@ def far(monkeypatch):
     httpd.server_close()
 
 
-def names(folder, locks=False):
-    "What is there; the empty lock of a fetch that failed only where it is asked for."
-    return sorted(p.name for p in folder.iterdir() if locks or p.suffix != ".lock")
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
 
 
 @pytest.mark.parametrize(("begins", "algorithm"), [(SHA, "sha256"), (SHA[:8], "sha256"), (MD5, "md5")])
 def test_whole_and_checked(far, tmp_path, begins, algorithm):
     path = fetch(far.url, tmp_path / "deep" / "a.bin", begins, algorithm)
-    assert path.read_bytes() == BLOB and names(path.parent, locks=True) == ["a.bin"]
+    assert path.read_bytes() == BLOB and names(path.parent) == ["a.bin"]
 
 
 def test_what_broke_off_goes_on_and_nothing_is_sent_twice(far, tmp_path):
@@ -146,7 +145,7 @@ def test_a_mirror_may_be_a_folder(tmp_path, monkeypatch, typed):
     (tmp_path / "copies").mkdir()
     (tmp_path / "copies" / "a.bin").write_bytes(BLOB)
     path = fetch("https://nowhere.invalid/deep/a.bin", "~/data/a.bin", SHA)
-    assert path == tmp_path / "data" / "a.bin" and path.read_bytes() == BLOB and names(path.parent, True) == ["a.bin"]
+    assert path == tmp_path / "data" / "a.bin" and path.read_bytes() == BLOB and names(path.parent) == ["a.bin"]
     with pytest.raises(OSError, match="copies.b.bin"):  # it is not there
         fetch("https://nowhere.invalid/b.bin", tmp_path / "b.bin", SHA)
     (tmp_path / "copies" / "a.bin").write_bytes(BLOB[1:])
@@ -182,7 +181,7 @@ def test_many_processes_fetch_one_file_once(far, tmp_path):
     for p in running:
         assert p.wait(60) == 0, p.stderr.read()
     assert far.sent == len(BLOB) and len(far.seen) == 1
-    assert names(tmp_path, locks=True) == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == BLOB
+    assert names(tmp_path) == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == BLOB
 
 
 def test_the_one_that_fetches_is_killed_and_one_that_waits_goes_on_from_there(far, tmp_path):
