@@ -411,7 +411,7 @@ def _pour(url, part):
     if left > 0:
         raise OSError(f"it broke off, {left} bytes are missing: call again, and it goes on from there")
 
-# %% ../nbs/25_store.ipynb #25f00004
+# %% ../nbs/25_store.ipynb #25f0000a
 def _hash_of(path, algorithm):
     h = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as f:
@@ -437,7 +437,7 @@ def _gone_after(lock):
     finally:
         _forget(lock)
 
-
+# %% ../nbs/25_store.ipynb #25f00004
 def fetch(
     url: str,  # With SFT_NB_MIRROR set (an address or a folder), a file of this name is taken from there
     path: Path | str,  # What the file will be called
