@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import sft_nb
-from .core import unknown
+from .core import random_state, set_random_state, unknown
 from .data import Loader
 from .evaluation import accuracy, predict
 from .features import extract, identity
@@ -36,7 +36,7 @@ from .objective import risk, sq_dist
 from .peft import add_lora, bitfit, bn_only
 from .probing import Probe, solve_head
 from .store import StoreError, digest, load_checkpoint, save_checkpoint
-from .training import Step, random_state, set_random_state, steps
+from .training import Step, steps
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e10
 @dataclass(frozen=True)
