@@ -29,8 +29,9 @@ import sft_nb
 from .core import random_state, set_random_state, unknown
 from .data import Loader
 from .evaluation import accuracy, predict
-from .features import extract, identity
+from .features import extract
 from .freezing import freeze, trainable, unfreeze
+from .identity import identity
 from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist
 from .peft import add_lora, bitfit, bn_only
