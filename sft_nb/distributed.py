@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import experiments
+from .cache import Cache, cached
 from .cli import Parser, add_options
 from .core import sentence, set_seed, unknown
 from .data import Loader
 from .evaluation import predict
 from .experiments import FORMATS, Config, Record, Setting, render
-from .features import Cache, Features, cached, extract
+from .features import Features, extract
 from .models import TransferModel
 from .probing import Probe, solve_head
 from .store import append_line, as_path, check_writable, load_checkpoint, save_checkpoint

@@ -16,7 +16,7 @@ import torch
 import sft_nb
 from .core import random_state, set_random_state
 from .data import Loader
-from .features import identity
+from .identity import identity
 from .models import TransferModel, load_theta, snapshot
 from .probing import Probe
 from .processes import newest, rank_and_size

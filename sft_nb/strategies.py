@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from .cache import Cache, cached
 from .core import unknown
 from .data import Loader
 from .evaluation import accuracy, predict
-from .features import Cache, cached, extract
+from .features import extract
 from .freezing import freeze, trainable, unfreeze
 from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist

@@ -11,9 +11,9 @@ FLOORS = {
     -1: ["core"],  # the cellar: what needs nothing of ours
     0: ["processes", "objective", "world", "store"],
     1: ["data", "freezing", "plots"],
-    2: ["models"],
+    2: ["models", "identity", "solver"],
     3: ["features", "training", "evaluation", "peft"],
-    4: ["probing"],
+    4: ["probing", "cache"],
     5: ["strategies", "transferability", "understanding"],
     5.5: ["resume"],
     6: ["experiments"],
