@@ -26,8 +26,8 @@ from sft_nb.core import random_state, set_random_state, set_seed
 from sft_nb.data import Loader, few_shot, jitter, pocket
 from sft_nb.freezing import moved
 from sft_nb.models import TransferModel, snapshot
-from sft_nb.store import StoreError, load_checkpoint, save_checkpoint
 from sft_nb.resume import resumable
+from sft_nb.store import StoreError, load_checkpoint, save_checkpoint
 from sft_nb.strategies import FROM_SCRATCH, FULL, L2_SP, LORA, LP_FT, Phase, run_phases, scaled
 from sft_nb.training import stoppable
 
@@ -511,7 +511,9 @@ def test_whole_files_that_hold_no_checkpoint_are_named(tmp_path, tree):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("lacks", ["about", "opt", "model", "k", "at", "begun", "history", "random", "epoch", "theta_pre"])
+@pytest.mark.parametrize(
+    "lacks", ["about", "opt", "model", "k", "at", "begun", "history", "random", "epoch", "theta_pre"]
+)
 def test_a_state_that_lacks_something_is_refused(tmp_path, lacks):
     list(islice(resumable(*setting("gradual"), tmp_path / "a", 2, **kept()), 5))
     state = load_checkpoint(tmp_path / "a")

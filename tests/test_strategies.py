@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 
+from sft_nb.blocks import blocks, select
 from sft_nb.core import set_seed
 from sft_nb.data import Loader, few_shot, pocket
 from sft_nb.evaluation import accuracy, predict
@@ -28,6 +29,7 @@ from sft_nb.models import Pretrained, TransferModel, adapt, load_pretrained, sna
 from sft_nb.objective import sq_dist
 from sft_nb.peft import add_lora, merge_lora
 from sft_nb.probing import solve_head
+from sft_nb.rates import auto_rgn, lr_finder, suggest_lr
 from sft_nb.sessions import block_table
 from sft_nb.strategies import (
     BN_ONLY,
@@ -41,17 +43,11 @@ from sft_nb.strategies import (
     Phase,
     Redraw,
     Solve,
-    Solved,
-    _select,
-    auto_rgn,
-    blocks,
     gradual_unfreezing,
-    lr_finder,
     run_phases,
     scaled,
     slanted,
     strategy,
-    suggest_lr,
     surgical,
 )
 from sft_nb.training import Step
@@ -529,7 +525,7 @@ def test_what_holds_no_matrix_or_little_at_the_end_joins_the_block_before():
 
 def test_the_last_block_is_what_last_block_trains():
     model, _ = of_family("vit_b_16")
-    learn = trainable(_select(model, ("last", "head.*")))
+    learn = trainable(select(model, ("last", "head.*")))
     assert {n.split("encoder_layer_")[-1].split(".")[0] for n in learn if "layers" in n} == {"11"}
     assert 7e6 < sum(p.numel() for p in learn.values()) < 8e6
 
@@ -596,7 +592,7 @@ def named_in(model, phases):
     for phase in phases:
         if isinstance(phase.start, Lora):
             return {"head.weight", "head.bias"}
-        names |= {*trainable(_select(trial, phase.train))}
+        names |= {*trainable(select(trial, phase.train))}
     return names
 
 
