@@ -158,12 +158,7 @@ def shared_head(
     tol: float = 1e-8,  # Largest certified gap, over the rows of all processes
 ) -> Probe:  # The same in every process
     "The certified head of all rows, from sums over processes; the features stay where they are."
-    if int(total(torch.tensor(len(feats)))) < feats.x.shape[1]:  # few rows: solved by their inner products
-        return solve_head(Features(gather(feats.x), gather(feats.y)), num_classes, l2, tol)
-    head = solve_head(feats, num_classes, l2, tol, total=total)
-    if dist.is_initialized():  # classes without examples: the lowest bias that a process found
-        dist.all_reduce(head.b, dist.ReduceOp.MIN)
-    return head
+    return solve_head(feats, num_classes, l2, tol)
 
 # %% ../nbs/21_distributed.ipynb #21d0de40
 class _Sum(torch.autograd.Function):
