@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import random_state, set_random_state
 from .data import Loader
 from .models import PocketResNet
 from .objective import risk
@@ -72,13 +72,14 @@ def _one_row(model):
             m.training = True
 
 # %% ../nbs/07_training.ipynb #3b09b96b
-def _batch_loss(model, xb, yb, loss, where):
+def _batch_loss(model, xb, yb, objective, where):
     "The loss of one batch, or one sentence on what does not fit."
     if len(xb) != len(yb):
         raise ValueError(f"{where}: the batch has {len(xb)} examples and {len(yb)} labels; it needs as many of each")
     try:
         with _one_row(model) if len(xb) == 1 else nullcontext():
-            logits = _logits(model(_there(model, xb)))
+            x = _there(model, xb)
+            logits = _logits(model(x))
     except torch.OutOfMemoryError:
         raise  # says what it is, and a smaller batch may cure it
     except (RuntimeError, ValueError) as e:
@@ -95,7 +96,7 @@ def _batch_loss(model, xb, yb, loss, where):
         ) from e
     if not isinstance(logits, Tensor):
         raise ValueError(f"{where}: the model returned a {type(logits).__name__}; the loss needs logits, or .logits")
-    value = loss(logits.float() if logits.dtype.itemsize < 4 else logits, yb.to(logits.device))
+    value = objective(model, x, yb.to(logits.device), logits.float() if logits.dtype.itemsize < 4 else logits)
     if not math.isfinite(value.item()):
         raise FloatingPointError(
             f"loss is {value.item()} at {where}: lower lr, or look for nan in the batch; this step was not taken"
@@ -103,14 +104,12 @@ def _batch_loss(model, xb, yb, loss, where):
     return value
 
 # %% ../nbs/07_training.ipynb #07c0a001
-def _after(dl, n):
-    "The batches of an epoch from the n-th on; the random streams stand as if the others had not been made again."
-    batches, state = iter(dl), random_state() if n else None
-    for _ in range(n):
-        next(batches)
-    if n:
-        set_random_state(state)
-    return batches
+def _batches(dl, epoch, done):
+    "An epoch's batches from the done-th on. Whoever asks a Loader next goes on from here."
+    if not isinstance(dl, Loader):
+        return islice(dl, done, None)
+    dl.epoch = epoch + 1
+    return dl.batches(epoch, done)
 
 # %% ../nbs/07_training.ipynb #827cb4bf
 def steps(
@@ -122,19 +121,23 @@ def steps(
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,  # Stepped after every batch
     phase: str = "",  # Written into each Step
     start: tuple[int, int] = (0, 0),  # Epoch and step to begin with: where a run goes on
+    objective: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    | None = None,  # (model, x, y, logits) -> scalar, in the place of `loss`
 ) -> Iterator[Step]:
     "Train, and yield after every step. Stop whenever you like: nothing happens until you ask for the next one."
+    F = objective or (lambda model, xb, yb, logits: loss(logits, yb))
+    first = dl.epoch - start[0] if isinstance(dl, Loader) else 0  # what the loader calls this run's epoch 0
     for epoch in range(start[0], epochs):
         model.train()
         i, mode = None, model.training  # a frozen TransferModel stays in eval mode
         done = start[1] if epoch == start[0] else 0
-        for i, (xb, yb) in enumerate(_after(dl, done), done):
+        for i, (xb, yb) in enumerate(_batches(dl, first + epoch, done), done):
             where = f"epoch {epoch}, step {i}"
             if model.training != mode:
                 raise RuntimeError(
                     f"{where}: the model's mode was changed between two steps; after an evaluation, put it back"
                 )
-            batch_loss = _batch_loss(model, xb, yb, loss, where)
+            batch_loss = _batch_loss(model, xb, yb, F, where)
             opt.zero_grad()
             batch_loss.backward()
             lr = opt.param_groups[0]["lr"]

@@ -15,6 +15,7 @@ FLOORS = {
     3: ["features", "training", "evaluation", "peft"],
     4: ["probing", "cache"],
     5: ["strategies", "transferability", "understanding"],
+    5.5: ["resume"],
     6: ["experiments"],
     7: ["widgets", "sessions", "cli"],
     8: ["dashboard", "pictures", "distributed"],

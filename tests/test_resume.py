@@ -22,13 +22,14 @@ from test_store import dying, forks
 from torch import nn
 
 from sft_nb import store
-from sft_nb.core import set_seed
+from sft_nb.core import random_state, set_random_state, set_seed
 from sft_nb.data import Loader, few_shot, jitter, pocket
 from sft_nb.freezing import moved
 from sft_nb.models import TransferModel, snapshot
 from sft_nb.store import StoreError, load_checkpoint, save_checkpoint
-from sft_nb.strategies import FROM_SCRATCH, FULL, L2_SP, LORA, LP_FT, Phase, resumable, run_phases, scaled
-from sft_nb.training import random_state, set_random_state, stoppable
+from sft_nb.resume import resumable
+from sft_nb.strategies import FROM_SCRATCH, FULL, L2_SP, LORA, LP_FT, Phase, run_phases, scaled
+from sft_nb.training import stoppable
 
 TASK = pocket("digits_wild")
 SCHEDULES = ("one_cycle", "slanted", "cosine", "constant")
@@ -157,7 +158,7 @@ def test_a_state_has_what_the_next_step_reads(tmp_path):
     other = dict(torch=torch.Generator().manual_seed(3).get_state())
     wrong = {
         "model": {**state["model"], "head.bias": state["model"]["head.bias"] + 1e-3}, "at": (2, 1), "best": 2.0,
-        "random": {**state["random"], **other}, "epochs": [7, 0],
+        "random": {**state["random"], **other}, "epoch": 7,
         "schedule": {**state["schedule"], "last_epoch": 1, "_step_count": 2},
         "opt": {**state["opt"], "state": {}},
     }  # fmt: skip
@@ -510,7 +511,7 @@ def test_whole_files_that_hold_no_checkpoint_are_named(tmp_path, tree):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("lacks", ["about", "opt", "model", "k", "at", "history", "random", "epochs", "theta_pre"])
+@pytest.mark.parametrize("lacks", ["about", "opt", "model", "k", "at", "begun", "history", "random", "epoch", "theta_pre"])
 def test_a_state_that_lacks_something_is_refused(tmp_path, lacks):
     list(islice(resumable(*setting("gradual"), tmp_path / "a", 2, **kept()), 5))
     state = load_checkpoint(tmp_path / "a")

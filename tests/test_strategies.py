@@ -37,7 +37,11 @@ from sft_nb.strategies import (
     LORA,
     LP_FT,
     STRATEGIES,
+    Lora,
     Phase,
+    Redraw,
+    Solve,
+    Solved,
     _select,
     auto_rgn,
     blocks,
@@ -50,6 +54,7 @@ from sft_nb.strategies import (
     suggest_lr,
     surgical,
 )
+from sft_nb.training import Step
 
 each = pytest.mark.parametrize("name", STRATEGIES)
 TASK, PRE = pocket("digits_wild"), load_pretrained("pocket")
@@ -66,7 +71,7 @@ def fresh(seed=0):
 
 def drain(model, dl, phases, **kwargs):
     "Carry out phases to the end; the steps."
-    return list(run_phases(model, dl, phases, **kwargs))
+    return [s for s in run_phases(model, dl, phases, **kwargs) if isinstance(s, Step)]
 
 
 @cache
@@ -154,7 +159,8 @@ def resnet18():
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_count_on_resnet18_is_the_closed_form(name):
     model = resnet18()
-    drain(model, few(), [replace(p, epochs=0, start=p.start.replace("solve", "")) for p in strategy(name, model)])
+    starts = [None if isinstance(p.start, Solve) else p.start for p in strategy(name, model)]
+    drain(model, few(), [replace(p, epochs=0, start=s) for p, s in zip(strategy(name, model), starts, strict=True)])
     assert sum(p.numel() for p in trainable(model).values()) == COUNTS[name]
 
 
@@ -588,7 +594,7 @@ def named_in(model, phases):
     "The parameters that some phase selects, on a copy."
     trial, names = copy.deepcopy(model), set()
     for phase in phases:
-        if phase.start.startswith("lora"):
+        if isinstance(phase.start, Lora):
             return {"head.weight", "head.bias"}
         names |= {*trainable(_select(trial, phase.train))}
     return names
@@ -799,11 +805,11 @@ BAD = [
     (dict(opt="adamm"), "unknown optimiser 'adamm'; did you mean 'adam"),
     (dict(schedule="one-cycle"), "unknown schedule 'one-cycle'; did you mean 'one_cycle'"),
     (dict(weight_decay=0.1), "weight_decay is AdamW's"),
-    (dict(start="lora"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="lora:0"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="random:3"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="solved"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="solve"), "needs l2 > 0"),
+    (dict(start="lora"), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got 'lora'"),
+    (dict(start=""), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got ''"),
+    (dict(start=Redraw), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got <class"),
+    (dict(start=Solve()), "needs l2 > 0"),
+    (dict(loss=3), "loss is None or a function (model, x, y, logits) -> scalar; got 3"),
 ]
 
 
@@ -827,6 +833,9 @@ CALLS = [
     (lambda: gradual_unfreezing(fresh(), epochs=1), "an epoch for its first stage and one for its last; got 1"),
     (lambda: scaled(gradual_unfreezing(fresh()), epochs=5), "need an epoch each"),
     (lambda: slanted(0, 0), "total >= 1"),
+    (lambda: Lora(0), "a rank >= 1 and an alpha > 0; got 0"),
+    (lambda: Lora(1.5), "a rank >= 1 and an alpha > 0; got 1.5"),
+    (lambda: Lora(4, -1.0), "a rank >= 1 and an alpha > 0; got 4 and -1.0"),
     (lambda: auto_rgn(fresh(), []), "found no gradient"),
     (lambda: lr_finder(fresh(), few(), low=1.0, high=0.1), "0 < low < high"),
     (lambda: suggest_lr([0.1], [1.0]), "five rates or more"),
