@@ -8,6 +8,7 @@ __all__ = ['Probe', 'l2_path', 'solve_head', 'choose', 'cross_validate', 'Ridge'
 # %% ../nbs/08_probing.ipynb #8e6aa2f1
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .features import Features
-from .processes import gather, rank_and_size, total
+from .processes import alone, gather, rank_and_size, total
 from .solver import Problem, newton_path
 
 # %% ../nbs/08_probing.ipynb #42313ffd
@@ -92,8 +93,9 @@ def l2_path(
     x, y, few = feats.x, feats.y, int(total((w > 0).sum())) < feats.x.shape[1]
     if few:  # solved by the inner products of rows, and no process has those alone: everybody gets all rows
         x, y, w = gather(x), gather(y), gather(w)
-    solved = newton_path(Problem(x, y, w, num_classes, whole=few), l2s, tol)
-    probes = {l2: Probe(W, b, loss, gap, l2) for l2, W, b, loss, gap in solved}
+    with alone() if few else nullcontext():
+        solved = newton_path(Problem(x, y, w, num_classes), l2s, tol)
+        probes = {l2: Probe(W, b, loss, gap, l2) for l2, W, b, loss, gap in solved}
     return [probes[l2] for l2 in l2s]
 
 # %% ../nbs/08_probing.ipynb #701259c8

@@ -28,20 +28,18 @@ class Problem:
         y: Tensor,  # Integers [N]
         w: Tensor,  # float64 [N]: the examples' shares in the mean over all processes
         num_classes: int,
-        whole: bool = False,  # Whether these are all rows there are, in every process
     ):
-        self.whole, self.total = whole, (lambda t: t) if whole else total
         self.num_classes, self.x, used = num_classes, x, (w > 0).nonzero()[:, 0]
         self.used = None if len(used) == len(w) else used
-        y, self.w, self.n = y[used].long(), w[used], int(self.total(torch.tensor(len(used))))
-        share = self.total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
+        y, self.w, self.n = y[used].long(), w[used], int(total(torch.tensor(len(used))))
+        share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
         numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
         self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
         self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
-        self.mean = self.total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = self.total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
+        self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
+        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
         if not math.isfinite(var):
             raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
         self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
@@ -96,13 +94,13 @@ def _spectrum(problem, rows, dtype, l2):
     rows = math.ceil(rows * n / problem.n)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
     some = some.to(problem.x.device)
-    total = problem.total(problem.w[some].sum())
+    whole = total(problem.w[some].sum())
     gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
     for part in some.split(problem.height):
-        w = (problem.w[part] / total).sqrt()[:, None] / problem.scale
+        w = (problem.w[part] / whole).sqrt()[:, None] / problem.scale
         c = ((problem.rows(part).double() - problem.mean) * w).to(dtype)
         gram.addmm_(c.T, c)
-    values, vectors = torch.linalg.eigh(problem.total(gram))
+    values, vectors = torch.linalg.eigh(total(gram))
     if dtype == torch.float32 and max(values[0].item(), l2) < 1e-7 * values[-1].item():  # columns of very unequal size
         return _spectrum(problem, rows, torch.float64, l2)
     return values.clamp(min=0), vectors
@@ -126,13 +124,13 @@ def _look(problem, Z, b=0.0, back=False):
         T.scatter_(0, y, -others[None])
         Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
         size = size + 2 * others.sum()
-    pairs = problem.total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
+    pairs = total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
     return (
-        problem.total(loss).item(),
-        problem.total(q),
+        total(loss).item(),
+        total(q),
         torch.diag(pairs.sum(1)) - pairs,
-        problem.total(Q) if back else Q,
-        problem.total(size).item(),
+        total(Q) if back else Q,
+        total(size).item(),
     )
 
 # %% ../nbs/30_solver.ipynb #5b1e7f0e
@@ -150,7 +148,7 @@ def _certified(problem, V, l2, tol):
         x = (c.double() - problem.mean).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
-    sums = [problem.total(a) for a in sums]
+    sums = [total(a) for a in sums]
     F = sums[0].item() + l2 / 2 * W.square().sum().item()
     gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
     return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
@@ -167,7 +165,7 @@ def _hessian(problem, Z, l2, dtype):
             t = torch.addmm(a, A, c.T).mul_(p)
             t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
             Q, q = Q + (t @ c).double(), q + t.sum(1).double()
-        HV = problem.lift(problem.total(Q), problem.total(q)).to(dtype)
+        HV = problem.lift(total(Q), total(q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
         return _centred(HV)
 
@@ -216,7 +214,7 @@ def _slope(problem, Z, U, t):
         m = pu.sum(0)
         sums[0] += w @ m
         sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
-    return problem.total(sums).tolist()
+    return total(sums).tolist()
 
 
 def _line_search(problem, V, Z, d, U, l2, first):
@@ -266,7 +264,7 @@ def _prepare(problem):
         return problem, lambda V: V
     # fewer rows than columns: features [N, N] with the same inner products, and the way back to D columns
     to, x = torch.linalg.qr(((problem.rows(slice(None)).double() - problem.mean) / problem.scale).T)
-    small = Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes), problem.whole)
+    small = Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes))
     return small, lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
 
 
@@ -287,7 +285,7 @@ def _sorts(problem, V):
     for s, _, z in _Logits(problem, V, torch.float64):
         y = problem.y[None, s]
         wrong += (z.gather(0, y)[0] <= z.scatter(0, y, -math.inf).amax(0)).sum()
-    return not problem.total(wrong)
+    return not total(wrong)
 
 
 def _in_units(problem, V):
