@@ -24,6 +24,7 @@ from torch import nn
 from .data import Loader
 from .features import Features, extract
 from .identity import differs, identity
+from .processes import alone, my_rows
 from .store import Rows, StoreError, digest, load, save
 
 # %% ../nbs/37_cache.ipynb #1538505f
@@ -161,21 +162,26 @@ def _shards(backbone, dl, dtype, layer, views, rows, stem) -> Iterator[Path]:
                 part = replace(
                     dl, ds=dl.ds[i : i + rows], shuffle=False, epoch=v, augment=dl.augment if views else None
                 )
-                f = extract(backbone, part, dtype, layer)
+                with alone():  # its rows are this process's already
+                    f = extract(backbone, part, dtype, layer)
                 save(path, dict(x=f.x.cpu(), y=f.y.cpu()))
             yield path
 
 # %% ../nbs/37_cache.ipynb #45acce7a
 def cached(
     backbone: nn.Module,
-    dl: Loader,  # Its set is taken in order, whatever its shuffle
+    dl: Loader,  # Its set is taken in order, whatever its shuffle; several processes take their batches of it each
     dtype: torch.dtype = torch.float32,
     layer: str = "",
     views: int = 0,  # Stored views of each example where the loader augments
     cache: Cache | None = None,  # The default folder if None
-    rows: int = 8192,  # Examples in a shard: what a kill can cost
+    rows: int = 8192,  # Examples in a shard, cut down to whole batches: what a kill can cost
 ) -> Features:  # Memory-mapped, on the CPU; the views of all examples one after the other
     "`extract`, from disk where these very features were computed before; shard by shard, so that it can be stopped and resumed."
+    mine = my_rows(len(dl.ds.y), dl.batch_size)
+    if mine.start == mine.stop:  # nothing to keep
+        return extract(backbone, replace(dl, shuffle=False, augment=None), dtype, layer)
+    dl, rows = replace(dl, ds=dl.ds[mine]), max(1, rows // dl.batch_size) * dl.batch_size
     parts = key_parts(backbone, dl, dtype, layer, views)
     key = _key(parts)
     stem = (cache or Cache()).folder / key

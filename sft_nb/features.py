@@ -8,9 +8,10 @@ __all__ = ['EXACT', 'CLOSE', 'Features', 'folded', 'relative_error', 'extract']
 # %% ../nbs/06_features.ipynb #14a467c6
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -19,6 +20,7 @@ from torch.utils import mkldnn
 from tqdm import tqdm
 
 from .core import copied
+from .processes import my_batches
 
 # %% ../nbs/06_features.ipynb #0961348c
 def _labels(y):
@@ -79,6 +81,8 @@ def _tensor(z):
     z = getattr(z, "logits", z)
     if isinstance(z, Tensor):
         return z
+    if hasattr(z, "__array__"):
+        return torch.as_tensor(np.array(z))
     inside = z.values() if isinstance(z, Mapping) else z if isinstance(z, (list, tuple)) else ()
     if (first := next((t for t in inside if isinstance(t, Tensor)), None)) is None:
         raise ValueError(
@@ -175,6 +179,16 @@ def _layer(backbone, layer):
 
     return phi
 
+
+def _called(backbone, layer):
+    "phi where nothing faster is looked for: a layer's output, or a function that is no network; else None."
+    if isinstance(backbone, nn.Module):
+        return _layer(backbone, layer) if layer else None
+    if not callable(backbone) or layer:
+        wrong = f"has no layer {layer!r} that could be read" if callable(backbone) else "cannot be called"
+        raise ValueError(f"features come from a network or a function, and a {type(backbone).__name__} {wrong}")
+    return lambda xb: _rows(backbone(xb), len(xb))
+
 # %% ../nbs/06_features.ipynb #5a00eb7b
 def _exact_convolutions():
     "A GPU multiplies float32 in convolutions with ten binary digits (TF32) unless it is told not to."
@@ -184,28 +198,31 @@ def _exact_convolutions():
 
 def _batches(backbone, dl):
     "Tensors where the backbone is, from a Loader, a torch DataLoader or pairs of arrays."
-    home = next((t.device for t in [*backbone.parameters(), *backbone.buffers()]), None)
+    held = [*backbone.parameters(), *backbone.buffers()] if isinstance(backbone, nn.Module) else []
     for xb, yb in tqdm(dl, "features", delay=2, leave=False):
         xb, yb = torch.as_tensor(xb), _labels(yb)
-        yield xb.to(home or xb.device), yb.to(home or xb.device)
+        yield tuple(t.to(held[0].device if held else t.device) for t in (xb, yb))
 
 
 def extract(
-    backbone: nn.Module,  # phi; left as it is, whatever its mode
+    backbone: Callable,  # phi: a network, left as it is, whatever its mode; or any function of a batch
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches: a `Loader`, a torch DataLoader, pairs of tensors or NumPy arrays
-    dtype: torch.dtype = torch.float32,  # bfloat16 where the hardware is fast in it and the check allows it
-    layer: str = "",  # A layer's name: its output instead of the last; of a layer that runs several times, its last output
-) -> Features:  # float32 [N, D], where the backbone is
+    dtype: torch.dtype = torch.float32,  # Of a network: bfloat16 where the hardware is fast in it and the check allows it
+    layer: str = "",  # Of a network, a layer's name: its output instead of the last; the last one where it runs several times
+) -> Features:  # float32 [N, D], where the backbone is; of several processes in each the rows of its own batches
     """phi(x) of every example in eval mode: BatchNorm folded, the fastest layout that is proved equal on the first batch.
 
     What is not [N, D] is averaged: [N, T, D] over tokens (a class token is one of them), [N, C, H, W] over space, and so
-    is [N, H, W, C], told by its second and third dimension, equal to each other and not to the last."""
-    out, phi = [], _layer(backbone, layer) if layer else None
+    is [N, H, W, C], told by its second and third dimension, equal to each other and not to the last. A function that is
+    no torch network, such as a Keras model, is called as it is; what it gives is read as an array."""
+    out, phi = [], _called(backbone, layer)
+    batches, counts = my_batches(dl)
     with torch.inference_mode(), _exact_convolutions():
-        for xb, yb in _batches(backbone, dl):
+        for xb, yb in _batches(backbone, batches):
             if phi is None:
                 phi = _fast(backbone, xb, dtype, EXACT if dtype == torch.float32 else CLOSE)
             out.append((phi(xb), yb))
     if not out:
         raise ValueError("there is nothing to extract: the loader gave no batch")
-    return Features(torch.cat([x for x, _ in out]), torch.cat([y for _, y in out]))  # ordinary tensors again
+    feats = Features(torch.cat([x for x, _ in out]), torch.cat([y for _, y in out]))  # ordinary tensors again
+    return feats if counts else feats[:0]

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Loader
+from .distributed import together
 from .models import PocketResNet
 from .objective import risk
 
@@ -72,14 +74,14 @@ def _one_row(model):
             m.training = True
 
 # %% ../nbs/07_training.ipynb #3b09b96b
-def _batch_loss(model, xb, yb, objective, where):
+def _batch_loss(forward, model, xb, yb, objective, where):
     "The loss of one batch, or one sentence on what does not fit."
     if len(xb) != len(yb):
         raise ValueError(f"{where}: the batch has {len(xb)} examples and {len(yb)} labels; it needs as many of each")
     try:
         with _one_row(model) if len(xb) == 1 else nullcontext():
             x = _there(model, xb)
-            logits = _logits(model(x))
+            logits = forward(x)
     except torch.OutOfMemoryError:
         raise  # says what it is, and a smaller batch may cure it
     except (RuntimeError, ValueError) as e:
@@ -124,29 +126,33 @@ def steps(
     objective: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
     | None = None,  # (model, x, y, logits) -> scalar, in the place of `loss`
 ) -> Iterator[Step]:
-    "Train, and yield after every step. Stop whenever you like: nothing happens until you ask for the next one."
+    "Train, and yield after every step, several processes as one. Stop whenever you like: nothing happens until you ask for the next."
     F = objective or (lambda model, xb, yb, logits: loss(logits, yb))
     first = dl.epoch - start[0] if isinstance(dl, Loader) else 0  # what the loader calls this run's epoch 0
-    for epoch in range(start[0], epochs):
-        model.train()
-        i, mode = None, model.training  # a frozen TransferModel stays in eval mode
-        done = start[1] if epoch == start[0] else 0
-        for i, (xb, yb) in enumerate(_batches(dl, first + epoch, done), done):
-            where = f"epoch {epoch}, step {i}"
-            if model.training != mode:
-                raise RuntimeError(
-                    f"{where}: the model's mode was changed between two steps; after an evaluation, put it back"
+    seed = getattr(dl, "seed", 0)
+    with together(model, _logits) as net:
+        for epoch in range(start[0], epochs):
+            model.train()
+            i, mode = None, model.training  # a frozen TransferModel stays in eval mode
+            done = start[1] if epoch == start[0] else 0
+            for i, (xb, yb) in enumerate(_batches(dl, first + epoch, done), done):
+                where = f"epoch {epoch}, step {i}"
+                if model.training != mode:
+                    raise RuntimeError(
+                        f"{where}: the model's mode was changed between two steps; after an evaluation, put it back"
+                    )
+                batch_loss = _batch_loss(partial(net, seeds=(seed, phase, first + epoch, i)), model, xb, yb, F, where)
+                opt.zero_grad()
+                batch_loss.backward()
+                lr = opt.param_groups[0]["lr"]
+                opt.step()
+                if schedule is not None:
+                    schedule.step()
+                yield Step(phase, epoch, i, batch_loss.item(), lr, len(yb))
+            if i is None:
+                raise ValueError(
+                    f"epoch {epoch} has no batches: dl is empty, or an iterator that the epoch before used up"
                 )
-            batch_loss = _batch_loss(model, xb, yb, F, where)
-            opt.zero_grad()
-            batch_loss.backward()
-            lr = opt.param_groups[0]["lr"]
-            opt.step()
-            if schedule is not None:
-                schedule.step()
-            yield Step(phase, epoch, i, batch_loss.item(), lr, len(yb))
-        if i is None:
-            raise ValueError(f"epoch {epoch} has no batches: dl is empty, or an iterator that the epoch before used up")
 
 
 def fit(*args, **kwargs) -> list[Step]:

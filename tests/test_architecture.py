@@ -10,7 +10,7 @@ from conftest import ROOT
 FLOORS = {
     -1: ["core"],  # the cellar: what needs nothing of ours
     0: ["processes", "objective", "world", "store"],
-    1: ["data", "freezing", "plots"],
+    1: ["data", "freezing", "plots", "distributed"],
     2: ["models", "identity", "solver"],
     3: ["features", "training", "evaluation", "peft"],
     4: ["probing", "cache"],
@@ -20,7 +20,7 @@ FLOORS = {
     5.5: ["resume", "rates"],
     6: ["experiments"],
     7: ["widgets", "sessions", "cli"],
-    8: ["dashboard", "pictures", "distributed"],
+    8: ["dashboard", "pictures"],
 }
 VIEWS = {"widgets", "dashboard", "pictures"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -12,6 +12,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
