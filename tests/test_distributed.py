@@ -23,7 +23,7 @@ from sft_nb.evaluation import predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.probing import solve_head
+from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
 from sft_nb.processes import my_rows
 from sft_nb.strategies import Lora, Phase, run_phases
 
