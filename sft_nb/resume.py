@@ -6,7 +6,7 @@
 __all__ = ['resumable']
 
 # %% ../nbs/31_resume.ipynb #5c0f3105
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from threading import Event

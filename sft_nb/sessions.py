@@ -17,6 +17,7 @@ from functools import partial
 
 from torch import Tensor
 
+from .blocks import blocks
 from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
 from .experiments import Config, Record, candidate, prepare, record
@@ -24,7 +25,7 @@ from .features import extract
 from .models import POCKET, TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
-from .strategies import Solved, blocks, run_phases
+from .strategies import Solved, run_phases
 
 # %% ../nbs/26_sessions.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none

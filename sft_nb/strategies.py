@@ -4,98 +4,31 @@
 
 # %% auto #0
 __all__ = ['LINEAR_PROBING', 'FULL', 'LP_FT', 'LAST_BLOCK', 'L2_SP', 'BN_ONLY', 'BITFIT', 'LORA', 'FROM_SCRATCH', 'STRATEGIES',
-           'Solve', 'Redraw', 'Lora', 'Phase', 'blocks', 'slanted', 'Solved', 'Progress', 'built', 'run_phase',
-           'anchors', 'run_phases', 'surgical', 'gradual_unfreezing', 'strategy', 'scaled', 'auto_rgn', 'lr_finder',
-           'suggest_lr']
+           'Phase', 'slanted', 'Progress', 'built', 'run_phase', 'anchors', 'run_phases', 'surgical',
+           'gradual_unfreezing', 'strategy', 'scaled']
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e04
 import copy
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import accumulate, islice, pairwise
-from pathlib import Path
-from statistics import fmean
+from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import lr_scheduler
 
-from .cache import Cache, cached
+from .blocks import blocks, select
 from .core import unknown
 from .data import Loader
 from .evaluation import accuracy, predict
-from .features import extract
-from .freezing import freeze, trainable, unfreeze
+from .freezing import trainable
 from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist
-from .peft import add_lora, bitfit, bn_only
-from .probing import Probe, solve_head
-from .store import as_path
+from .starts import Lora, Redraw, Solve, Solved
 from .training import Step, steps
-
-# %% ../nbs/10_strategies.ipynb #5c0f1e02
-@dataclass(frozen=True)
-class Solve:
-    "Begin at the head's certified optimum for the phase's l2, on the examples as they are: in order, not augmented."
-
-    keep: Path | str | None = field(default=None, repr=False, compare=False)  # A folder in which the features stay
-
-    def begin(
-        self,
-        model: TransferModel,
-        dl: Loader | None,  # Of a torch DataLoader what it gives once; None: nothing is learned
-        phase: "Phase",
-    ) -> Probe | None:
-        "Solve, and put the head in its place."
-        if dl is None:
-            return None
-        plain = replace(dl, shuffle=False, augment=None) if isinstance(dl, Loader) else dl
-        kept = self.keep and Cache(as_path(self.keep))
-        feats = cached(model.backbone, plain, cache=kept) if kept else extract(model.backbone, plain)
-        probe = solve_head(feats, model.head.out_features, phase.l2)
-        model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
-        return probe
-
-# %% ../nbs/10_strategies.ipynb #5c0f1e03
-@dataclass(frozen=True)
-class Redraw:
-    "Begin with a new backbone: every layer's parameters drawn anew, and its buffers reset, as when it is built."
-
-    def begin(self, model: TransferModel, dl: Loader | None, phase: "Phase") -> None:
-        "Draw; ValueError for a layer that has no reset_parameters."
-        layers = dict(model.backbone.named_modules())
-        draws = {n: getattr(m, "reset_parameters", getattr(m, "_reset_parameters", None)) for n, m in layers.items()}
-        own = {n: [p for p, _ in m.named_parameters(recurse=False)] for n, m in layers.items()}
-        if left := [f"{n}.{p}".lstrip(".") for n in own if draws[n] is None for p in own[n]]:
-            why = "cannot be drawn anew, for its module has no reset_parameters: build a new network"
-            raise ValueError(f"{left[0]} {why}")
-        for draw in filter(None, draws.values()):
-            draw()
-
-
-@dataclass(frozen=True)
-class Lora:
-    "Begin with LoRA's factors in every layer of the backbone that can take them (Hu et al. 2021)."
-
-    rank: int
-    alpha: float | None = None  # 2 rank if None
-
-    def __post_init__(self):
-        if self.rank != int(self.rank) or self.rank < 1 or not 0 < self._alpha < math.inf:
-            raise ValueError(f"Lora needs a rank >= 1 and an alpha > 0; got {self.rank} and {self.alpha}")
-
-    @property
-    def _alpha(self):
-        return 2 * self.rank if self.alpha is None else self.alpha
-
-    def begin(self, model: TransferModel, dl: Loader | None, phase: "Phase") -> None:
-        "Add them: the function stays what it was."
-        add_lora(model, self.rank, self._alpha)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e10
 @dataclass(frozen=True)
@@ -113,7 +46,9 @@ class Phase:
     l2: float = 0.0  # (l2 / 2) ||.||^2 of what learns and is not anchored, the head's bias left out
     weight_decay: float = 0.0  # AdamW's, which is not in the loss
     opt: str = "adam"  # "sgd" (Nesterov, momentum .9), "adam" or "adamw"
-    schedule: str | Callable[[int, int], float] = "constant"  # "one_cycle", "slanted", "cosine"; or (step, all) -> factor
+    schedule: str | Callable[[int, int], float] = (
+        "constant"  # "one_cycle", "slanted", "cosine"; or (step, all) -> factor
+    )
     start: Solve | Redraw | Lora | None = None  # Done first; or another value with a method `begin`, as these have
     name: str = ""  # Written into each Step; what learns if empty
     loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = None  # (model, x, y, logits); None: risk
@@ -151,61 +86,6 @@ def _check_kinds(phase):
         raise ValueError("Solve() needs l2 > 0: without it the head's optimum may not exist")
     if not (phase.loss is None or callable(phase.loss)):
         raise ValueError(f"loss is None or a function (model, x, y, logits) -> scalar; got {phase.loss!r}")
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e20
-_LARGE, _SMALL = 0.5, 0.03  # of the backbone: what holds more is opened; a last block of less joins the one before
-_STAGE = re.compile(r"layer\d+")  # what a ResNet calls its stages, which the papers count as its blocks
-
-
-def _numbers(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def _parts(module, most, path=""):
-    "What blocks are made of, from the input up: a name, a pattern, how many numbers, and whether a block begins here."
-    for n, p in module.named_parameters(recurse=False):
-        yield path + n, path + n, p.numel(), False  # a class token, a table of positions: no block of its own
-    for n, m in module.named_children():
-        if sum(map(_numbers, m.children())) > most and not _STAGE.fullmatch(n):
-            yield from _parts(m, most, f"{path}{n}.")
-        elif size := _numbers(m):
-            yield path + n, f"{path}{n}.*", size, any(p.ndim > 1 for p in m.parameters())
-
-
-def blocks(
-    model: TransferModel,
-) -> dict[str, tuple[str, ...]]:  # name in the backbone -> patterns of its parameters, from the input up; then "head"
-    """What strategies count from the head down: the backbone's modules, in the order in which they were registered.
-
-    A module is opened while its children hold more than half of the backbone; a ResNet's layer1, layer2, ... stay whole.
-    What holds no matrix, such as BatchNorm, belongs to the block before it, and so does a last block of less than 3 %."""
-    total = _numbers(model.backbone)
-    parts = list(_parts(model.backbone, _LARGE * total))
-    begins = [i for i, (*_, here) in enumerate(parts) if here]
-    cuts = [0, *begins[1:], len(parts)]  # what comes before the first block is a part of it
-    groups = [parts[a:b] for a, b in pairwise(cuts) if parts]
-    while len(groups) > 1 and sum(size for _, _, size, _ in groups[-1]) < _SMALL * total:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    names = [parts[i][0] for i in begins] or ["backbone"]
-    found = {n: tuple(f"backbone.{part[1]}" for part in group) for n, group in zip(names, groups, strict=False)}
-    return found | {"head": ("head.*",)}
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e21
-def _select(model, patterns):
-    "Let these learn and freeze the rest."
-    kinds = {"norm": bn_only, "bias": bitfit}
-    names = set()
-    for pattern in patterns:
-        if pattern in kinds:
-            kinds[pattern](model)
-        else:
-            unfreeze(freeze(model), *([*blocks(model).values()][-2:][0] if pattern == "last" else [pattern]))
-        names |= trainable(model).keys()
-    return unfreeze(freeze(model), *names)
-
-
-def _name(phase):
-    return phase.name or " ".join(phase.train)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e30
 def slanted(
@@ -257,23 +137,11 @@ def _objective(model, phase, theta_pre):
 
     return F
 
-# %% ../nbs/10_strategies.ipynb #5c0a1e34
-@dataclass(frozen=True, eq=False)
-class Solved:
-    "A head that was solved, in the stream of a strategy: no step, but a certificate."
-
-    probe: Probe  # With `loss`, F at this head, and `gap`, how far F is above its minimum at most
-    phase: str  # Which phase of the strategy it belongs to
-
-    def __eq__(self, other):
-        if not isinstance(other, Solved) or self.phase != other.phase:
-            return False
-        (*tensors, a), (*others, b) = ((p.W, p.b, (p.loss, p.gap, p.l2)) for p in (self.probe, other.probe))
-        return a == b and all(map(torch.equal, tensors, others))
-
-    __hash__ = None
-
 # %% ../nbs/10_strategies.ipynb #5c0f1e05
+def _name(phase):
+    return phase.name or " ".join(phase.train)
+
+
 @dataclass
 class Progress:
     "Where a phase stands: with theta, the random streams and the batches, all that its next step reads."
@@ -332,7 +200,7 @@ def built(
     for phase in phases:
         if phase.start is not None:
             phase.start.begin(model, None, phase)
-        _select(model, phase.train)
+        select(model, phase.train)
     return model
 
 
@@ -348,7 +216,7 @@ def run_phase(
     "One phase from where it stands to its end."
     if not now.begun:
         probe = None if phase.start is None else phase.start.begin(model, dl, phase)
-        _select(model, phase.train)
+        select(model, phase.train)
         now.begun = True
         if probe is not None:
             yield Solved(probe, _name(phase))
@@ -395,9 +263,7 @@ LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="la
 L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.01, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
 BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
 BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
-LORA = (
-    Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start=Lora(4), name="LoRA"),
-)  # Hu et al. 2021
+LORA = (Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start=Lora(4), name="LoRA"),)  # Hu et al. 2021
 FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start=Redraw(), name="from scratch"),)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e41
@@ -473,65 +339,3 @@ def scaled(
             new |= dict(epochs=next(long), lr=p.lr * k, backbone_lr=p.backbone_lr and p.backbone_lr * k)
         out.append(replace(p, **new))
     return tuple(out)
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e50
-def auto_rgn(
-    model: nn.Module,  # Left as it is; its gradients are taken in eval mode
-    batches: Iterable[tuple[Tensor, Tensor]],  # A few; five in Lee et al.
-) -> dict[str, float]:  # By name, the largest is 1; 0 where the parameter's norm is 0
-    "Relative gradient norms ||grad|| / ||theta|| of what learns, BatchNorm left out (Auto-RGN; Lee et al. 2023)."
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    skip = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
-    learn = {n: p for n, p in trainable(model).items() if id(p) not in skip}
-    ratio, modes = dict.fromkeys(learn, 0.0), [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        for xb, yb in batches:
-            grads = torch.autograd.grad(risk(model(xb), yb), [*learn.values()], materialize_grads=True)
-            for (n, p), g in zip(learn.items(), grads, strict=True):
-                ratio[n] += float(g.norm() / p.detach().norm()) if p.detach().any() else 0.0
-    finally:
-        for m, mode in modes:
-            m.training = mode
-    if not (largest := max(ratio.values(), default=0.0)) > 0:
-        raise ValueError("auto_rgn found no gradient: give it batches, and a model in which something learns")
-    return {n: r / largest for n, r in ratio.items()}
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e60
-def lr_finder(
-    model: TransferModel,  # Left as it is; a copy is trained
-    dl: Loader | Sequence,  # A Loader is left as it is, too
-    phase: Phase = FULL[0],  # What learns and how; its lr and schedule do not count
-    low: float = 1e-6,  # The first rate
-    high: float = 1.0,  # The last
-    n: int = 100,  # Steps between them; it ends sooner where the loss is four times the first
-) -> tuple[list[float], list[float]]:  # Rates of the head, and the loss before each step
-    "Train while the rate grows by a constant factor from step to step (Smith 2017)."
-    if not 0 < low < high < math.inf or n < 2:
-        raise ValueError(f"lr_finder needs 0 < low < high and n >= 2; got {low}, {high} and {n}")
-    trial, lrs, losses = copy.deepcopy(model), [], []
-    dl = replace(dl) if isinstance(dl, Loader) else dl
-    slow = replace(
-        phase, lr=low, backbone_lr=phase.backbone_lr and phase.backbone_lr * low / phase.lr, epochs=-(-n // len(dl)),
-        schedule=lambda t, total: (high / low) ** (t / (n - 1)),
-    )  # fmt: skip
-    # a loss that is not finite ends it
-    with torch.random.fork_rng(range(torch.cuda.device_count())), suppress(FloatingPointError):
-        taken = (s for s in run_phases(trial, dl, (slow,)) if isinstance(s, Step))
-        for s in islice(taken, n):
-            lrs.append(s.lr)
-            losses.append(s.loss)
-            if s.loss > 4 * losses[0]:
-                break
-    return lrs, losses
-
-# %% ../nbs/10_strategies.ipynb #5c0b1e60
-def suggest_lr(
-    lrs: Sequence[float],  # Of `lr_finder`
-    losses: Sequence[float],  # Of `lr_finder`
-) -> float:
-    "A tenth of the rate at which the loss, averaged over five steps, is lowest: a place to search from."
-    if len(lrs) != len(losses) or len(lrs) < 5:
-        raise ValueError(f"a suggestion needs five rates or more, and as many losses; got {len(lrs)} and {len(losses)}")
-    smooth = [fmean(losses[i : i + 5]) for i in range(len(losses) - 4)]
-    return lrs[smooth.index(min(smooth)) + 2] / 10
