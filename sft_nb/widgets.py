@@ -25,10 +25,11 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from . import zoo
 from .core import sentence
-from .data import TASKS, load_split
-from .experiments import Config, need_device
-from .models import TransferModel, architecture, find_head, take_apart
+from .data import load_split
+from .experiments import Config, known_names, need_device
+from .models import TransferModel, architecture, aside, from_network, load_pretrained
 from .plots import COLOURS
 from .strategies import scaled, strategy
 
@@ -228,18 +229,27 @@ def as_command(
 
 # %% ../nbs/16_widgets.ipynb #16c0de31
 @lru_cache(maxsize=4)
+def _drawn(name):
+    "The network with weights drawn at random, where its world can do without theta_pre: enough to ask what fits."
+    if not hasattr(zoo.worlds()[zoo.networks()[name]], "architecture"):
+        return load_pretrained(name)
+    return aside(lambda: from_network(*architecture(name), name, torch.zeros(3, 32, 32, dtype=torch.uint8)))
+
+
+@lru_cache(maxsize=4)
 def _bare(name):
-    "The architecture with a head of two classes, its weights drawn at random: enough to ask what fits."
-    with torch.random.fork_rng(devices=[]):
-        net, transform = architecture(name)
-        backbone, head = take_apart(net, find_head(net, transform(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))))
-        return TransferModel(backbone, torch.nn.Linear(head.in_features, 2)).eval()
+    "The same with a head of two classes."
+    pre = _drawn(name)
+    return aside(lambda: TransferModel(pre.backbone, torch.nn.Linear(pre.num_features, 2)).eval())
 
 
 @lru_cache(maxsize=8)
 def _fewest(task):
-    "Labelled pictures of the task's smallest class."
-    return int(load_split(task).train.y.bincount().min())
+    "Labelled examples of the task's smallest class."
+    y = load_split(task).train.y
+    if y.ndim != 1:
+        raise ValueError(f"{task} has several labels for each example, and a run draws examples by their one label")
+    return int(y.bincount().min())
 
 
 def _enough(folder, shots):
@@ -263,14 +273,16 @@ def _told(f, *args):
 def misfits(
     config: Config,
 ) -> dict[str, str]:  # Field -> one sentence; empty if it can run
-    "What does not fit together, before anything runs. Files of weights and pictures are not opened."
+    "What does not fit together, before anything runs. Files of weights and examples are not opened."
     bad, c = {}, config
-    folder = c.task not in (*TASKS, "cifar10")
+    folder = c.task not in zoo.tasks()
     bad["strategy"] = _told(lambda: strategy(c.strategy, _bare(c.pretrained)))
     if not bad["strategy"]:
         phases = strategy(c.strategy, _bare(c.pretrained))
         bad["epochs"] = _told(lambda: scaled(phases, epochs=c.epochs))
-    bad["task"] = None if folder else _told(_fewest, c.task)
+    bad["task"] = (
+        None if folder else _told(lambda: _drawn(c.pretrained).check(load_split(c.task).train) or _fewest(c.task))
+    )
     if folder and Path(c.task).is_dir():
         bad["shots"] = _told(_enough, c.task, c.shots)
     if not folder and not bad["task"] and c.shots > (most := _fewest(c.task)):
@@ -286,9 +298,9 @@ def _control(f):
     about, look = f.metadata, dict(description=f.name.replace("_", " "), style=dict(description_width="6.5em"))
     look["layout"] = W.Layout(width="22em", max_width="98%", flex="0 0 auto")
     if about.get("folder"):
-        return W.Combobox(options=about["known"], ensure_option=False, continuous_update=False, **look)
+        return W.Combobox(options=known_names(f), ensure_option=False, continuous_update=False, **look)
     if "known" in about:
-        return W.Dropdown(options=about["known"], **look)
+        return W.Dropdown(options=known_names(f), **look)
     return W.FloatText(continuous_update=False, **look)  # an IntText would make 15 of 1.5
 
 

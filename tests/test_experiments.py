@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb import experiments
 from sft_nb.cli import main
-from sft_nb.data import TASKS, Images, Split
+from sft_nb.data import Images, Split
 from sft_nb.experiments import (
     Config,
     Record,
@@ -44,6 +44,7 @@ from sft_nb.experiments import (
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
+from sft_nb.sources.pocket import TASKS
 from sft_nb.store import StoreError, append_line, read_lines
 from sft_nb.strategies import STRATEGIES
 from sft_nb.training import kept_bytes, step_flops

@@ -28,8 +28,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
+from sft_nb.albums import unpack_pictures
 from sft_nb.dashboard import Panel
-from sft_nb.data import TASKS, Loader, load_split, read_picture, unpack_pictures
+from sft_nb.data import Loader, load_split
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
@@ -37,6 +38,8 @@ from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.peft import add_lora, save_delta
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
 from sft_nb.sessions import Session, Worker, block_table
+from sft_nb.sources.pocket import TASKS
+from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
 from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
