@@ -35,6 +35,7 @@ from sft_nb.experiments import (
     compare,
     forecast,
     grid,
+    known_names,
     read_records,
     render,
     run,
@@ -231,7 +232,7 @@ def test_what_lies_outside_is_refused_by_name(f):
     for value in bad:
         with pytest.raises(ValueError, match=f.name):
             Config(**{f.name: value})
-    for value in (about["low"], about["high"]) if "low" in about else about["known"]:
+    for value in (about["low"], about["high"]) if "low" in about else known_names(f):
         assert getattr(Config(**{f.name: value}), f.name) == value
 
 
