@@ -47,7 +47,7 @@ def _folder_tree(folder, above=()):
             continue
         if p.is_dir():
             tree[_name(p.name)] = _folder_tree(p, (*above, real))
-        elif p.is_file() or not p.exists():  # a link to nothing is a picture that is missing; a device is none
+        elif p.is_file() or not p.exists():  # a link to nothing is a file that is missing; a device is none
             tree[_name(p.name)] = p
     return tree
 
@@ -83,7 +83,7 @@ def _zip_tree(z, size):
         if not parts or any(map(_hidden, parts)):
             continue
         if len(parts) > 50:
-            raise ValueError(f"the zip holds folders {len(parts)} deep: pack one folder of pictures for each class")
+            raise ValueError(f"the zip holds folders {len(parts)} deep: pack one folder for each class")
         at = tree
         for p in parts if folder else parts[:-1]:
             at = at.setdefault(p, {}) if isinstance(at, dict) else None
@@ -112,9 +112,9 @@ def _album(root):
     except Exception as e:  # broken zips fail in many ways
         if packed or (path.suffix.casefold() == ".zip" and path.is_file()):
             what = "this" if packed else str(path)
-            raise ValueError(f"{what} is no zip ({e}): pack one folder of pictures for each class into a zip") from e
+            raise ValueError(f"{what} is no zip ({e}): pack one folder for each class into a zip") from e
         raise NotADirectoryError(
-            f"{root} is not a folder: name one that holds a sub-folder of pictures per class, or a zip of such a folder"
+            f"{root} is not a folder: name one that holds a sub-folder per class, or a zip of such a folder"
         ) from e
     with z:
         yield _zip_tree(z, len(root) if packed else path.stat().st_size)

@@ -29,7 +29,7 @@ from . import zoo
 from .core import sentence
 from .data import load_split
 from .experiments import Config, known_names, need_device
-from .models import TransferModel, architecture, aside, from_network, load_pretrained
+from .models import adapt, aside
 from .plots import COLOURS
 from .strategies import scaled, strategy
 
@@ -230,17 +230,14 @@ def as_command(
 # %% ../nbs/16_widgets.ipynb #16c0de31
 @lru_cache(maxsize=4)
 def _drawn(name):
-    "The network with weights drawn at random, where its world can do without theta_pre: enough to ask what fits."
-    if not hasattr(zoo.worlds()[zoo.networks()[name]], "architecture"):
-        return load_pretrained(name)
-    return aside(lambda: from_network(*architecture(name), name, torch.zeros(3, 32, 32, dtype=torch.uint8)))
+    "The network, if it can be without its weights: enough to ask what fits."
+    return zoo.network(name, weights=False)
 
 
 @lru_cache(maxsize=4)
 def _bare(name):
     "The same with a head of two classes."
-    pre = _drawn(name)
-    return aside(lambda: TransferModel(pre.backbone, torch.nn.Linear(pre.num_features, 2)).eval())
+    return aside(adapt, _drawn(name), 2)
 
 
 @lru_cache(maxsize=8)

@@ -73,9 +73,10 @@ def ask(
 
 def network(
     name: str,  # One of `networks()`
+    weights: bool = True,  # Else drawn at random where the world has `drawn`: nothing is read, and it tells what fits
 ):  # A `Pretrained`
     "A pre-trained network by its name."
-    return ask(name)
+    return ask(name, "network" if weights or not hasattr(worlds().get(networks().get(name)), "drawn") else "drawn")
 
 # %% ../nbs/34_zoo.ipynb #34a00018
 def reader(

@@ -176,6 +176,20 @@ def test_two_worlds_cannot_have_one_name():
     zoo.register(WORDS, "words")  # a cell that is run again
 
 
+def test_what_fits_is_said_without_weights_where_the_world_can(monkeypatch):
+    from sft_nb.sources import pocket, vision
+
+    for world in (pocket, vision):  # no file may be read
+        monkeypatch.setattr(world, "read_weights", None)
+    for name in ("pocket", "resnet18"):
+        assert widgets.misfits(Config(pretrained=name)) == {}
+        assert zoo.network(name, weights=False).example.shape == (3, *[32 if name == "pocket" else 224] * 2)
+    with pytest.raises(ValueError, match="unknown model 'poket'; did you mean 'pocket'"):
+        zoo.network("poket", weights=False)
+    with pytest.raises(ValueError, match="the world of 'reader' has no function architecture: take load_pretrained"):
+        zoo.ask("reader", "architecture")
+
+
 def test_a_world_may_open_files(tmp_path):
     (tmp_path / "mine.txt").write_text("yes")
     world = SimpleNamespace(**vars(WORDS), opens=lambda p: p.suffix == ".txt", digest=lambda p: "d" * 64)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POCKET', 'POCKET_MEAN', 'POCKET_STD', 'TASKS', 'LABELS', 'PocketResNet', 'read_weights', 'networks', 'architecture',
-           'network', 'tasks', 'task', 'pocket_source']
+           'drawn', 'network', 'tasks', 'task', 'pocket_source']
 
 # %% ../../nbs/35_source_pocket.ipynb #35a00003
 import hashlib
@@ -83,12 +83,20 @@ def architecture(
     return PocketResNet(POCKET[name][1]).eval(), normalise(POCKET_MEAN, POCKET_STD)
 
 
+def drawn(
+    name: str,  # One of `POCKET`
+    read: Callable[[str], dict[str, Tensor]] | None = None,  # Gives theta_pre
+) -> Pretrained:
+    "A pocket network with its weights drawn at random."
+    example, source = torch.zeros(3, world.SIZE, world.SIZE, dtype=torch.uint8), partial(_source_test, POCKET[name][0])
+    return from_network(*aside(architecture, name), name, example, read, source=source)
+
+
 def network(
     name: str,  # One of `POCKET`
 ) -> Pretrained:
     "A pocket network with the weights of the package."
-    example, source = torch.zeros(3, world.SIZE, world.SIZE, dtype=torch.uint8), partial(_source_test, POCKET[name][0])
-    return from_network(*aside(architecture, name), name, example, read_weights, source=source)
+    return drawn(name, read_weights)
 
 # %% ../../nbs/35_source_pocket.ipynb #35a00014
 TASKS = ("near", "digits_wild", "digits", "grating", "hue")
