@@ -56,6 +56,9 @@ def _standing(session):
     where = f"step {len(session.steps)} of {session.total}" if session.total else ""
     if session.state == "running" and session.steps:
         where += f", phase {session.steps[-1].phase!r}" + (f", about {left:.0f} s left" if left else "")
+    if session.solved:
+        probe = session.solved.probe
+        where += f"{', ' * bool(where)}head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above the minimum"
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import zoo
+from .core import random_state, set_random_state
 
 # %% ../nbs/03_data.ipynb #479a294a
 def _tensor(values):
@@ -208,7 +210,7 @@ class Loader:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None  # Random, before the transform
     seed: int = 0  # Of the order and the augmentation
     device: torch.device | str = "cpu"
-    epoch: int = 0  # Which epoch comes next; the order depends on the seed and on this alone
+    epoch: int = 0  # Which epoch a `for` over it gives next; it counts on
 
     def __post_init__(self):
         self.ds = _with_xy(self.ds)
@@ -222,17 +224,33 @@ class Loader:
     def __len__(self):
         return -(-len(self.ds.y) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        self.epoch += 1
+    def batches(
+        self,
+        epoch: int,  # From 0
+        start: int = 0,  # The first to give; those before it leave no trace in the random streams
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        "One epoch's batches: a function of the seed and the epoch, and of nothing that ran before."
+        g = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         n = len(self.ds.y)
         order = torch.randperm(n, generator=g) if self.shuffle else torch.arange(n)
-        for i in order.to(self.ds.y.device).split(self.batch_size):  # it travels once, not batch by batch
-            xb, yb = self.ds.x[i].to(self.device), self.ds.y[i].to(self.device)
-            xb = self.transform(xb if self.augment is None else self.augment(xb, g))
-            if len(xb) != len(yb):
-                raise ValueError(f"the transform made {list(xb.shape)} of {len(yb)} pictures: it must take a batch")
-            yield xb, yb
+        parts = order.to(self.ds.y.device).split(self.batch_size)  # it travels once, not batch by batch
+        if start and self.augment:
+            state = random_state()  # an augmentation may draw from the common streams too
+            for i in parts[:start]:
+                self.augment(self.ds.x[i].to(self.device), g)
+            set_random_state(state)
+        return map(partial(self._batch, g), parts[start:])
+
+    def _batch(self, g, i):
+        xb, yb = self.ds.x[i].to(self.device), self.ds.y[i].to(self.device)
+        xb = self.transform(xb if self.augment is None else self.augment(xb, g))
+        if len(xb) != len(yb):
+            raise ValueError(f"the transform made {list(xb.shape)} of {len(yb)} pictures: it must take a batch")
+        return xb, yb
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1
+        return self.batches(self.epoch - 1)
 
 # %% ../nbs/03_data.ipynb #9600e5e6
 def jitter(

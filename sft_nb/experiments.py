@@ -34,13 +34,14 @@ from . import zoo
 from .core import Cost, measure, sentence, set_seed, unknown
 from .data import AUGMENT, Examples, Loader, Split, few_shot, load_split
 from .evaluation import Ledger, accuracy, paired_test, predict
+from .features import extract
 from .freezing import trainable
 from .models import Pretrained, TransferModel, adapt, load_pretrained
 from .objective import risk
 from .peft import delta, num_bytes
-from .probing import Probe
+from .probing import Probe, solve_head
 from .store import append_line, as_path, check_writable, read_lines
-from .strategies import STRATEGIES, Alone, Phase, run_phases, scaled, strategy
+from .strategies import STRATEGIES, Phase, Redraw, Solve, Solved, run_phases, scaled, strategy
 from .training import Step, kept_bytes, step_flops
 
 # %% ../nbs/12_experiments.ipynb #12c0de10
@@ -171,7 +172,7 @@ def _candidates(config, model):
 def _phases(config, model, axis, value):
     "The strategy with the candidate's numbers."
     l2 = config.l2 if axis == "lr" else value
-    phases = tuple(replace(p, l2=l2) if p.start == "solve" else p for p in strategy(config.strategy, model))
+    phases = tuple(replace(p, l2=l2) if isinstance(p.start, Solve) else p for p in strategy(config.strategy, model))
     return scaled(phases, lr=value, epochs=config.epochs) if axis == "lr" else phases
 
 # %% ../nbs/12_experiments.ipynb #12c0de3a
@@ -183,7 +184,6 @@ class Setting:
     pre: Pretrained
     few: Examples  # The labelled ones
     task: Split
-    by: Alone = field(default_factory=Alone)  # Who does the work
     data: str = ""  # As in a Record
 
     def loader(self, ds: Examples, batch_size: int = 200, **kwargs) -> Loader:
@@ -201,17 +201,18 @@ class Setting:
         set_seed(self.config.seed)
         return adapt(self.pre, len(self.task.classes)).to(self.config.device)
 
-    def train(self, model: TransferModel, phases: Sequence[Phase]) -> Iterator[Step]:
-        "The steps of a candidate."
-        return run_phases(model, self.training(), phases, by=self.by)
+    def train(self, model: TransferModel, phases: Sequence[Phase]) -> Iterator[Step | Solved]:
+        "The steps of a candidate, and its solved heads."
+        return run_phases(model, self.training(), phases)
 
     def predict(self, model: TransferModel, ds: Examples) -> tuple[Tensor, Tensor]:  # Logits and labels
         "What a candidate says of some examples."
-        return self.by.predict(model, self.loader(ds))
+        return predict(model, self.loader(ds))
 
     def solve(self, model: TransferModel, l2: float) -> Probe:
         "The certified head on the labelled examples' features."
-        return self.by.solve(model, self.loader(self.few, self.config.batch_size), l2)
+        feats = extract(model.backbone, self.loader(self.few, self.config.batch_size))
+        return solve_head(feats, model.head.out_features, l2)
 
 # %% ../nbs/12_experiments.ipynb #12c0de4d
 def need_device(
@@ -265,7 +266,7 @@ def _fit(s, axis, value):
     "Train one candidate."
     fit = candidate(s, axis, value)
     steps = lambda: tqdm(s.train(fit.model, fit.phases), fit.name, unit=" steps", delay=10, mininterval=2, leave=False)
-    cost = measure(lambda: sum(1 for _ in steps()))
+    cost = measure(lambda: sum(isinstance(s, Step) for s in steps()))
     return replace(fit, steps=cost.result, seconds=cost.seconds)
 
 # %% ../nbs/12_experiments.ipynb #12c0de3b
@@ -302,7 +303,7 @@ def _aside(what, f, *args):
 
 def _source_accuracy(s, fit):
     "What the fine-tuned backbone still knows of its source, by the source's own head; None where that has no meaning."
-    if s.pre.source is None or any(p.start == "random" for p in fit.phases):
+    if s.pre.source is None or any(isinstance(p.start, Redraw) for p in fit.phases):
         return None
     head = copy.deepcopy(s.pre.head).to(s.config.device)  # a Pretrained is never changed
     before = TransferModel(fit.model.backbone, head)
@@ -312,7 +313,7 @@ def _source_accuracy(s, fit):
 def _gap(s, fit):
     "The certificate of a strategy that ends in a solved head: the same solution once more, with its proof."
     last = fit.phases[-1]
-    if last.epochs or last.start != "solve":
+    if last.epochs or not isinstance(last.start, Solve):
         return None
     return s.solve(fit.model, last.l2).gap
 

@@ -16,15 +16,15 @@ from functools import partial
 
 from torch import Tensor
 
-from .core import measure, sentence
+from .blocks import blocks
+from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
 from .experiments import Config, Record, candidate, prepare, record
 from .features import extract
 from .models import TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
-from .strategies import blocks, run_phases
-from .training import random_state, set_random_state
+from .strategies import Solved, run_phases
 
 # %% ../nbs/26_sessions.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none
@@ -235,7 +235,7 @@ def _look(session):
 
 # %% ../nbs/26_sessions.ipynb #16c0de2c
 def _train(session):
-    "The steps of chapter 10's generator, one at a time."
+    "The stream of chapter 10's generator, piece by piece: a step, or a solved head with its certificate."
     s, fit, seconds = session.setting, session.fit, 0.0
     steps = run_phases(fit.model, s.training(), fit.phases)
     while True:
@@ -246,6 +246,10 @@ def _train(session):
         if step is None:
             session.fit = replace(fit, steps=len(session.steps), seconds=seconds)
             return
+        if isinstance(step, Solved):
+            session.solved = step
+            yield
+            continue
         session.steps.append(step)
         if len(session.steps) % session.every == 0:
             yield from _look(session)
@@ -291,6 +295,7 @@ class Session(Worker):
         self.valid, self.blocks = [], []  # (steps, validation accuracy) of each look; `block_table` of the last
         self.setting = self.fit = None  # Of chapter 12, once loaded; `fit.model` is what learns
         self.best = None  # The certified `Probe` on frozen features, for the config's l2: its loss is F*
+        self.solved = None  # What the strategy's own solved head came to, with its certificate: a `Solved`
         self.logits = None  # Of the validation examples, at the last look
         self.record, self._random = None, RandomStream()
 

@@ -12,6 +12,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -395,6 +396,31 @@ def test_a_loader_looked_into_twice_moves_on_by_one_epoch_each():
     loader = Loader(numbered(50), 8, shuffle=True, seed=3)
     next(iter(loader))  # left in the middle
     assert epoch(loader) == epoch(Loader(numbered(50), 8, shuffle=True, seed=3, epoch=1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 60), batch_size=st.integers(1, 20), at=st.integers(0, 9), data=st.data())
+def test_an_epochs_batches_are_a_function_of_the_epoch(n, batch_size, at, data):
+    "`for` gives the same ones, whatever ran before; from any batch on, augmented or not, and nothing is counted."
+    noisy = lambda xb, g: xb ^ torch.randint(0, 2, xb.shape, generator=g).to(xb.dtype)  # draws
+    for augment in (None, noisy):
+        loader = Loader(numbered(n), batch_size, shuffle=True, seed=5, augment=augment)
+        usual = epoch(replace(loader, epoch=at))
+        for first in (0, data.draw(st.integers(0, len(loader)))):
+            assert epoch(loader.batches(at, first)) == usual[first:]
+        assert loader.epoch == 0
+
+
+def test_batches_that_are_passed_over_leave_no_trace_in_the_common_streams():
+    def flips(xb, g):  # as many libraries' augmentations do, it draws from the common stream and leaves g alone
+        return xb.flip(3) if torch.rand(()) < 0.5 else xb
+
+    asked, transformed = Loader(numbered(30), 4, augment=flips), []
+    asked.transform = lambda xb: transformed.append(len(xb)) or xb.float()
+    state = torch.get_rng_state()
+    rest = asked.batches(0, 5)
+    assert torch.equal(state, torch.get_rng_state()) and transformed == []
+    assert sum(len(yb) for _, yb in rest) == 10 and len(transformed) == 3
 
 
 def test_augmentation_is_repeatable_and_new_in_each_epoch():

@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from sft_nb.cli import main
 from sft_nb.data import Loader, few_shot, jitter, load_split
-from sft_nb.distributed import main, share
 from sft_nb.evaluation import predict
 from sft_nb.experiments import Config, run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.probing import solve_head
-from sft_nb.strategies import Phase, run_phases
+from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.processes import my_rows
+from sft_nb.strategies import Lora, Phase, run_phases
 
 ENV = os.environ | dict(
     PYTHONPATH=os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)]),
@@ -38,11 +39,11 @@ SOME = (Phase(("backbone.layer4.*", "head.*"), 1, 1e-2, opt="sgd"),)  # most of 
 PLANS = {"some": SOME, "all64": SGD}
 STOP = (  # early stopping ends the first after the fifth epoch; the second draws
     Phase(("*",), 8, 0.03, opt="sgd"),
-    Phase(("*.lora_[AB]", "head.*"), 1, 0.03, opt="sgd", start="lora:2"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 0.03, opt="sgd", start=Lora(2)),
 )
 ALL = (  # all that has a state: statistics, Adam, a schedule, an anchor, LoRA's draws after dropout's
     Phase(("*",), 2, 3e-3, anchor=0.01, l2=0.01, schedule="one_cycle"),
-    Phase(("*.lora_[AB]", "head.*"), 1, 3e-3, start="lora:2"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 3e-3, start=Lora(2)),
 )
 SCRIPT = """
 import shutil
@@ -52,21 +53,29 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from test_distributed import ALL, PLANS, STOP, model, noisy, precise, stopping, training
-from sft_nb.distributed import gather, processes, shared_features, shared_head, shared_phases, shared_predict, total
+from sft_nb.evaluation import predict
+from sft_nb.features import extract
+from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.processes import gather, group, total
+from sft_nb.resume import resumable
+from sft_nb.strategies import run_phases
 torch.set_num_threads(1)
-with processes() as (rank, world):
+with group() as (rank, world):
     net, dl = model(), training()
     plain = training(shuffle=False, augment=None)
-    feats = shared_features(net.backbone, plain)
-    head, odd = shared_head(feats, 10, 0.1), shared_head(feats, 12, 0.1)
+    feats = extract(net.backbone, plain)
+    head, odd = solve_head(feats, 10, 0.1), solve_head(feats, 12, 0.1)
     few = training(shuffle=False, augment=None, n=40)
-    small = shared_head(shared_features(net.backbone, few), 10, 0.1)
-    logits, y = shared_predict(net, training(shuffle=False, augment=None, n=33))
+    small = solve_head(extract(net.backbone, few), 10, 0.1)
+    logits, y = predict(net, training(shuffle=False, augment=None, n=33))
     out = dict(x=gather(feats.x), y=gather(feats.y), W=head.W, b=head.b, gap=torch.tensor([head.gap, head.loss], dtype=torch.float64),
                oddb=odd.b, small=small.W, logits=logits, labels=y)
+    out |= dict(mixed=gather(extract(net.backbone, training(n=100)).x), listed=gather(extract(net.backbone, list(plain)).x))
+    out |= dict(ridge=ridge_head(feats, 10, [0.1])[0].W, folds=cross_validate(feats, 10, [0.1], 3))
+    out["chosen"] = torch.tensor(choose([odd, head, solve_head(feats, 10, 10.0)], feats).l2)
     for name, phases in PLANS.items():
         net, dl = precise(name)
-        out[f"{name} losses"] = torch.tensor([s.loss for s in shared_phases(net, dl, phases)])
+        out[f"{name} losses"] = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
         out |= {f"{name} {k}": v for k, v in net.state_dict().items()}
 
     def keep(name, net, steps):
@@ -74,9 +83,9 @@ with processes() as (rank, world):
         out.update({f"{name} {k}": v for k, v in net.state_dict().items()})
 
     net, dl, valid = stopping()
-    keep("stop", net, shared_phases(net, dl, STOP, valid, 1))
+    keep("stop", net, run_phases(net, dl, STOP, valid, 1))
     net, dl, valid = noisy()
-    keep("whole", net, shared_phases(net, dl, ALL, valid, 2))
+    keep("whole", net, run_phases(net, dl, ALL, valid, 2))
     for seed, k in enumerate((3, 8, 99)):  # twice the lights go out
         net, dl, valid = noisy(seed)
         folder = Path(f"{sys.argv[1]}.run")
@@ -87,7 +96,7 @@ with processes() as (rank, world):
             out["newest"] = torch.tensor(int(newest.stem))
             if rank == world - 1:
                 newest.write_bytes(newest.read_bytes()[:-9])
-        run = shared_phases(net, dl, ALL, valid, 2, checkpoints=folder, every=2)
+        run = resumable(net, dl, ALL, folder, 2, valid, 2)
         keep("resumed", net, islice(run, k))
         del run
     save_file({k: v.contiguous() for k, v in out.items()}, f"{sys.argv[1]}.{rank}")
@@ -100,14 +109,16 @@ import torch
 from pathlib import Path
 from safetensors.torch import save_file
 from test_distributed import ALL, noisy
-from sft_nb.distributed import processes, shared_features, shared_phases
+from sft_nb.cache import Cache, cached
+from sft_nb.processes import group
+from sft_nb.resume import resumable
 torch.set_num_threads(1)
 folder, first = Path(sys.argv[1]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-with processes() as (rank, world):
+with group() as (rank, world):
     net, dl, valid = noisy()
-    shared_features(net.backbone, valid, folder)
+    cached(net.backbone, valid, cache=Cache(folder))
     losses = []
-    for s in shared_phases(net, dl, ALL, valid, 2, folder, folder / "run", 2):
+    for s in resumable(net, dl, ALL, folder / "run", 2, valid, 2):
         losses.append(s.loss)
         if first and rank == 1 and len(losses) == 6:
             (folder / "times").write_text(" ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))))
@@ -170,6 +181,9 @@ def one():
     feats = extract(net.backbone, plain)
     out = dict(feats=feats, head=solve_head(feats, 10, 0.1), few=solve_head(feats[:40], 10, 0.1))
     out["logits"], out["labels"] = predict(net, training(shuffle=False, augment=None, n=33))
+    out |= dict(mixed=extract(net.backbone, training(n=100)).x, ridge=ridge_head(feats, 10, [0.1])[0].W)
+    out |= dict(folds=cross_validate(feats, 10, [0.1], 3))
+    out["chosen"] = choose([out["head"], solve_head(feats, 10, 10.0)], feats).l2
     for name, phases in PLANS.items():
         net, dl = precise(name)
         losses = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
@@ -215,6 +229,20 @@ def test_features_and_predictions_are_those_of_one_process_bit_for_bit(one, many
         assert torch.equal(got["x"], one["feats"].x) and torch.equal(got["y"], one["feats"].y)
         assert torch.equal(got["labels"], one["labels"]), "an evaluation that drops, repeats or reorders"
         assert torch.allclose(got["logits"], one["logits"], atol=1e-5)
+
+
+@each_n
+def test_shuffled_and_shifted_batches_and_lists_of_them_are_shared_too(one, many, n):
+    for got in many(n):
+        assert torch.equal(got["mixed"], one["mixed"]), "the order and the shifts of one process"
+        assert torch.equal(got["listed"], one["feats"].x)
+
+
+@each_n
+def test_what_one_does_with_heads_is_over_all_rows(one, many, n):
+    for got in many(n):
+        assert torch.equal(got["ridge"], one["ridge"]) and torch.equal(got["folds"], one["folds"])
+        assert float(got["chosen"]) == pytest.approx(one["chosen"])
 
 
 @each_n
@@ -287,11 +315,11 @@ def test_shares_cover_every_row_once():
     for n in (0, 1, 5, 64, 163):
         for batch in (1, 32):
             for world in (1, 2, 3, 4, 7):
-                rows = [i for r in range(world) for i in range(n)[share(n, batch, r, world)]]
+                rows = [i for r in range(world) for i in range(n)[my_rows(n, batch, r, world)]]
                 assert rows == list(range(n))
-                assert all(share(n, batch, r, world).start in (n, *range(0, n + 1, batch)) for r in range(world))
+                assert all(my_rows(n, batch, r, world).start in (n, *range(0, n + 1, batch)) for r in range(world))
     with pytest.raises(ValueError, match="ranks are 0 to 1"):
-        share(10, 1, 2, 2)
+        my_rows(10, 1, 2, 2)
 
 
 EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept", "data")

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import MaxVit, get_model
 from torchvision.transforms import v2
 
+from sft_nb.cache import Cache, cache_key, cached, key_parts
 from sft_nb.data import Images, Loader, jitter, load_split
-from sft_nb.features import CLOSE, EXACT, Cache, Features, cache_key, cached, extract, folded, key_parts, relative_error
+from sft_nb.features import CLOSE, EXACT, Features, extract, folded, relative_error
 from sft_nb.freezing import freeze
 from sft_nb.models import load_pretrained, normalise, snapshot
 from sft_nb.store import save
@@ -132,7 +133,7 @@ def test_nothing_to_extract(pre):
 def test_a_hit_is_the_live_path_and_runs_nothing(pre, dl, live, cache, monkeypatch):
     first = cached(pre.backbone, dl, cache=cache)
     assert relative_error(first.x, live) < EXACT and len(cache.files()) == 1
-    monkeypatch.setattr("sft_nb.features.extract", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("sft_nb.cache.extract", lambda *a, **k: pytest.fail("computed again"))
     again = cached(pre.backbone, Loader(dl.ds, 7, dl.transform, shuffle=True, seed=5), cache=cache)
     assert torch.equal(again.x, first.x) and torch.equal(again.y, dl.ds.y)
 
@@ -267,13 +268,13 @@ def test_a_damaged_file_is_rebuilt_never_used(pre, dl, live, cache, damage):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache, monkeypatch):
     "A child is killed after k shards; the next run computes the rest only, and the result is the same."
-    import sft_nb.features as features
+    import sft_nb.cache as cache_module
 
     for k in (1, 3, 4):
         cache.clear()
         pid = os.fork()
         if pid == 0:
-            saved, plain = [0], features.save
+            saved, plain = [0], cache_module.save
 
             def save(*a, **kw):
                 if saved[0] == k:
@@ -281,13 +282,13 @@ def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache
                 saved[0] += 1
                 return plain(*a, **kw)
 
-            features.save = save
+            cache_module.save = save
             cached(pre.backbone, dl, cache=cache, rows=75)
             os._exit(0)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and len(cache.files()) == k
-        computed, plain = [], features.extract
+        computed, plain = [], cache_module.extract
         with monkeypatch.context() as m:
-            m.setattr(features, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))
+            m.setattr(cache_module, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))
             f = cached(pre.backbone, dl, cache=cache, rows=75)
         assert len(computed) == 4 - k and relative_error(f.x, live) < EXACT and len(cache.files()) == 1
 
