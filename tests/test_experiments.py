@@ -603,7 +603,7 @@ def test_a_moved_folder_is_one_target_in_tables_and_pairs():
     ]
     assert compare(moved, others).unit == "seed" and compare(moved, others).n == 2
     changed = [replace(r, data="e" * 64) for r in others]
-    with pytest.raises(ValueError, match="holds other pictures now"):
+    with pytest.raises(ValueError, match="holds other files now"):
         compare(moved, changed)
 
 
@@ -763,7 +763,7 @@ def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     assert (c.better, c.worse) == (sum(m > 0 for m in means), sum(m < 0 for m in means))
     assert f"{len(means)} {unit}s ({len(a)} pairs)" in str(c)
     one = [[r for r in rs if getattr(r.config, names) == axis[names][0]] for rs in (a, b)]
-    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test pictures" in str(compare(*one))
+    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test examples" in str(compare(*one))
 
 
 REST = (800, 0.5, "", {}, 1.0, None, None, 1, 1, 1, 1, 1, 0.1, 0.2, 0, "here", "", "now")
@@ -786,7 +786,7 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
 
 def test_what_cannot_be_compared_is_refused():
     a, b = [record(seed=i, strategy="full") for i in range(3)], [record(seed=i) for i in range(3)]
-    with pytest.raises(ValueError, match="test sets of 800 and 600 pictures"):
+    with pytest.raises(ValueError, match="test sets of 800 and 600 examples"):
         compare(a, [replace(r, n=600) for r in b])
     assert (
         compare(a, [replace(r, config=replace(r.config, task="near"), n=600) for r in b], but=["strategy", "task"]).n
