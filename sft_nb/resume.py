@@ -136,13 +136,17 @@ def _check_place(dl, valid, every):
         )
 
 
-def _load(folder, about):
-    "The state of the newest checkpoint that all processes can read, and of this run; None where there is none."
+def _resumed(model, dl, phases, folder, about):
+    "Of the newest checkpoint that all processes can read: phase, progress, anchor, stream, random streams; or None."
     numbered = lambda state: state if state is None else {"n": 0, **state}
-    state = newest(lambda most: numbered(load_checkpoint(folder, most)))
-    if state is not None:
-        _check_same(folder, state.get("about") or {}, about)
-    return state
+    if (state := newest(lambda most: numbered(load_checkpoint(folder, most)))) is None:
+        return None
+    _check_same(folder, state.get("about") or {}, about)
+    try:
+        return *_restored(model, dl, phases, state), state["random"]
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        what = f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
+        raise StoreError(what) from e
 
 
 def _save(folder, state):
@@ -164,18 +168,12 @@ def resumable(
     "`run_phases`, going on where the folder's newest checkpoint stands; what came before comes first, from the file."
     _check_place(dl, valid, every)
     theta_pre, about = anchors(model, dl, phases), _about(model, dl, phases, valid, patience)
-    first, now, history, state = 0, Progress(dl.epoch), [], _load(folder, about)
-    if state is not None:
-        try:
-            first, now, theta_pre, history = _restored(model, dl, phases, state)
-            streams = state["random"]
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-            what = f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
-            raise StoreError(what) from e
+    found = _resumed(model, dl, phases, folder, about)
+    first, now, theta_pre, history, streams = found or (0, Progress(dl.epoch), theta_pre, [], None)
     keep = lambda k: _save(folder, _state(model, k, now, theta_pre, history) | dict(about=about))
     taken = sum(isinstance(s, Step) for s in history)
     yield from history
-    if state is None:
+    if found is None:
         keep(0)  # a folder that cannot be written is found out now
     else:
         set_random_state(streams)
