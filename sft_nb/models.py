@@ -193,7 +193,7 @@ class TransferModel(nn.Module):
 
     def features(
         self,
-        x: Tensor,  # The backbone's input, [N, 3, H, W]
+        x: Tensor,  # The backbone's input, such as [N, 3, H, W]
     ) -> Tensor:  # [N, D]
         "phi(x)."
         return self.backbone(x)

@@ -47,7 +47,9 @@ def register(
     name: str | None = None,  # The world's own `__name__` if None
 ) -> None:
     "Add a world until Python ends, in the place of one of the same name; raises ValueError where it cannot be one."
-    name = name or world.__name__.rpartition(".")[2]
+    name = name or getattr(world, "__name__", "").rpartition(".")[2]
+    if not name:
+        raise ValueError("the world has no name: register(world, 'mine')")
     if missing := [f for f in FOUR if not callable(getattr(world, f, None))]:
         raise ValueError(f"the world {name!r} has no function {missing[0]}: it needs {', '.join(FOUR)}")
     if name in _files():
