@@ -474,6 +474,7 @@ import os
 import sys
 import sft_nb.cli as C
 import sft_nb.experiments as X
+import sft_nb.training as T
 where, rank = sys.argv[1:3]
 def broken(*args, **kwargs):
     raise ValueError("the reason")
@@ -484,14 +485,17 @@ if os.environ["RANK"] == rank or rank == "all":
         X.load_split = broken
     if where == "work":  # when they wait for it
         X.predict = broken
-sys.exit(C.main(["run", "--task", "digits", "--shots", "2", "--l2s", "0.1"]))
+    if where == "step":
+        T._there = broken
+more = ["--strategy", "bitfit", "--epochs", "1", "--lrs", "0.003"] if where == "step" else ["--l2s", "0.1"]
+sys.exit(C.main(["run", "--task", "digits", "--shots", "2", *more]))
 """
 OTHERS = "another process has ended, and the work of all ends with it: it has said why"
 
 
 @pytest.mark.parametrize(
     ("where", "rank"),
-    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0")))],
+    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0"), ("step", "1")))],
 )  # fmt: skip
 def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, rank):
     (tmp_path / "script.py").write_text(BROKEN)
