@@ -42,6 +42,7 @@ from sft_nb.sources.pocket import TASKS
 from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
+from sft_nb.training import Step
 from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
 
 QUICK = dict(shots=4, epochs=6)  # twelve steps
@@ -286,6 +287,18 @@ def test_f_star_is_scikit_learns():
     z = torch.from_numpy(lr.decision_function(x))
     loss = nn.functional.cross_entropy(z, f.y) + 0.025 * float((lr.coef_**2).sum())
     assert abs(float(loss) - s.best.loss) < 1e-6 and s.best.gap <= 1e-8
+
+
+@pytest.mark.parametrize("name", ["linear_probing", "lp_ft"])
+def test_the_certificate_of_a_solved_head_is_kept_and_shown(name):
+    s = Session(Config(strategy=name, **QUICK))
+    panel = Panel(s)
+    record = s.run()
+    probe = s.solved.probe
+    assert s.solved.phase == "probe" and probe.gap <= 1e-8 and all(isinstance(step, Step) for step in s.steps)
+    assert len(s.steps) == s.total == record.steps and (len(s.steps) > 0) == (name == "lp_ft")
+    panel.refresh()
+    assert f"head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above" in panel.board.parts["where"].value
 
 
 @pytest.mark.parametrize(
