@@ -19,11 +19,11 @@ from torch import Tensor
 from .core import sentence
 from .data import Images, Loader, count_pictures, image_folder, read_picture, unpack_pictures
 from .evaluation import Ledger, Score, confusion, predict, worst
-from .experiments import Config
 from .features import extract
 from .models import Pretrained, TransferModel, adapt, load_pretrained
 from .peft import delta_about, load_delta, save_delta
 from .probing import choose, l2_path
+from .records import Config, known_names
 from .sessions import RandomStream
 from .widgets import View, gallery, html_table, thumbnail
 
@@ -172,7 +172,7 @@ class _OwnBoard:
     def __init__(self, root, pretrained):
         import ipywidgets as W
 
-        names = Config.__dataclass_fields__["pretrained"].metadata["known"]
+        names = known_names(Config.__dataclass_fields__["pretrained"])
         wide = dict(layout=W.Layout(width="30em", max_width="98%"), style=dict(description_width="7em"))
         row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap"))
         self.folder = W.Combobox(value=str(root), options=_nearby(), description="folder or zip", **wide)
