@@ -175,13 +175,13 @@ def cached(
     layer: str = "",
     views: int = 0,  # Stored views of each example where the loader augments
     cache: Cache | None = None,  # The default folder if None
-    rows: int = 8192,  # Examples in a shard, cut down to whole batches: what a kill can cost
+    rows: int | None = None,  # Examples in a shard, what a kill can cost; None: some thousand, in whole batches
 ) -> Features:  # Memory-mapped, on the CPU; the views of all examples one after the other
     "`extract`, from disk where these very features were computed before; shard by shard, so that it can be stopped and resumed."
     mine = my_rows(len(dl.ds.y), dl.batch_size)
     if mine.start == mine.stop:  # nothing to keep
         return extract(backbone, replace(dl, shuffle=False, augment=None), dtype, layer)
-    dl, rows = replace(dl, ds=dl.ds[mine]), max(1, rows // dl.batch_size) * dl.batch_size
+    dl, rows = replace(dl, ds=dl.ds[mine]), rows or max(1, 8192 // dl.batch_size) * dl.batch_size
     parts = key_parts(backbone, dl, dtype, layer, views)
     key = _key(parts)
     stem = (cache or Cache()).folder / key

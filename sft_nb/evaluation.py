@@ -69,10 +69,8 @@ def _logits_of(out):
 
 def predict(
     model: nn.Module,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`
-    dl: Iterable[
-        tuple[Tensor, Tensor]
-    ],  # Batches, in a fixed order; they go where the model's parameters are; several processes take their part each
-) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N] of all rows, in order, on the CPU; in every process
+    dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order; they go where the model's parameters are
+) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N], on the CPU; of all rows in every process
     "The model's logits in eval mode; every module's mode is left as it was found."
     modes, out = [(m, m.training) for m in model.modules()], []
     batches, counts = my_batches(dl)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from sft_nb.cli import main
+from sft_nb.cli import _check_places, main
 from sft_nb.data import Loader, few_shot, jitter, load_split
 from sft_nb.evaluation import predict
 from sft_nb.experiments import Config, run
@@ -323,13 +323,13 @@ def test_shares_cover_every_row_once():
 
 
 EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept", "data")
-OPTIONS = ["-m", "sft_nb.distributed", "--shots", "20", "--format", "json"]
+OPTIONS = ["-m", "sft_nb.cli", "run", "--shots", "20", "--format", "json"]
 
 
 @pytest.mark.slow
 def test_a_run_gives_the_record_of_one_process(tmp_path):
     want = run(Config(shots=20))
-    done = launch(2, *OPTIONS, "--cache", tmp_path / "cache", "--out", tmp_path / "r.jsonl")
+    done = launch(2, *OPTIONS, "--keep", tmp_path / "cache", "--out", tmp_path / "r.jsonl")
     assert done.returncode == 0, done.stderr[-3000:]
     got, written = json.loads(done.stdout), (tmp_path / "r.jsonl").read_text().splitlines()
     assert len(written) == 1, "more than one process wrote"
@@ -370,7 +370,7 @@ def reached(cache, step):
 def killed(n, cache, steps, *options):
     "Run over n processes; at each of these steps of the search another worker dies. The record, and the kills."
     command = [*LAUNCH, f"--nproc_per_node={n}", f"--max-restarts={len(steps)}", *TRAINING, *options]
-    command += ["--cache", str(cache)]
+    command += ["--keep", str(cache)]
     p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     dead, there = [], {}
     try:
@@ -394,7 +394,7 @@ def killed(n, cache, steps, *options):
 
 def same_run(n, folder, steps, *options):
     "How many workers died on the way to the bytes of the run that nobody stopped."
-    done = launch(n, *TRAINING, *options, "--cache", folder / "whole")
+    done = launch(n, *TRAINING, *options, "--keep", folder / "whole")
     assert done.returncode == 0, done.stderr[-3000:]
     want, (got, dead) = json.loads(done.stdout), killed(n, folder / "killed", steps, *options)
     for name in EQUAL:
@@ -412,13 +412,13 @@ def test_kills_all_along_the_way_change_nothing(tmp_path, n):
 
 
 def test_a_finished_command_called_again_reads_its_steps(tmp_path, capsys, monkeypatch):
-    command = [*TRAINING[2:], "--budget", "1", "--cache", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
+    command = [*TRAINING[2:], "--lrs", "0.003", "--keep", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
     assert main(command) == 0
-    monkeypatch.setattr("sft_nb.distributed.steps", None)
+    monkeypatch.setattr("sft_nb.strategies.steps", None)
     assert main(command) == 0
     first, again = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["steps"] == 12 and all(first[name] == again[name] for name in EQUAL)
-    assert main([*command[:-6], "--every", "0", "--cache", str(tmp_path / "b")]) == 2
+    assert main([*command[:-6], "--every", "0", "--keep", str(tmp_path / "b")]) == 2
     assert "every is a number of steps" in capsys.readouterr().err
 
 
@@ -438,10 +438,10 @@ def test_a_folder_of_pictures_that_grew_is_another_run(tmp_path, capsys):
         "lp_ft",
         "--epochs",
         "1",
-        "--budget",
-        "1",
+        "--lrs",
+        "0.003",
     ]
-    command += ["--cache", str(tmp_path / "kept"), "--format", "json"]
+    command = ["run", *command, "--keep", str(tmp_path / "kept"), "--format", "json"]
     assert main(command) == main(command) == 0
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pics" / "0" / "new.png")
     assert main(command) == 0
@@ -465,33 +465,37 @@ def said(done):
 
 @pytest.mark.slow
 def test_wrong_input_is_said_once_for_all_processes():
-    done = launch(2, "-m", "sft_nb.distributed", "--shots", "0")
+    done = launch(2, "-m", "sft_nb.cli", "run", "--shots", "0")
     assert said(done) == ["sft_nb: shots must be a whole number from 1 to 100000; got 0"]
 
 
 BROKEN = """
 import os
 import sys
-import sft_nb.distributed as D
+import sft_nb.cli as C
 import sft_nb.experiments as X
+import sft_nb.training as T
 where, rank = sys.argv[1:3]
 def broken(*args, **kwargs):
     raise ValueError("the reason")
 if os.environ["RANK"] == rank or rank == "all":
     if where == "words":
-        D._parsed = broken
+        C._parser = broken
     if where == "data":  # before it has met the others
         X.load_split = broken
     if where == "work":  # when they wait for it
-        D._Shared.predict = broken
-sys.exit(D.main(["--task", "digits", "--shots", "2", "--budget", "1"]))
+        X.predict = broken
+    if where == "step":
+        T._there = broken
+more = ["--strategy", "bitfit", "--epochs", "1", "--lrs", "0.003"] if where == "step" else ["--l2s", "0.1"]
+sys.exit(C.main(["run", "--task", "digits", "--shots", "2", *more]))
 """
 OTHERS = "another process has ended, and the work of all ends with it: it has said why"
 
 
 @pytest.mark.parametrize(
     ("where", "rank"),
-    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0")))],
+    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0"), ("step", "1")))],
 )  # fmt: skip
 def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, rank):
     (tmp_path / "script.py").write_text(BROKEN)
@@ -504,29 +508,27 @@ def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, 
     assert "[rank" not in done.stderr, "a traceback of one that only lost the others"
 
 
-@pytest.mark.parametrize("option", ["--out", "--cache"])
+@pytest.mark.parametrize("option", ["--out", "--keep"])
 def test_a_result_that_could_not_be_kept_is_told_before_the_work(tmp_path, capsys, monkeypatch, option):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("sft_nb.distributed.run", None)
+    monkeypatch.setattr("sft_nb.cli.run", None)
     assert main([*OPTIONS[2:], option, str(tmp_path / "file" / "x")]) == 2
     assert "could not be written (a file stands where a folder should be): name a file in a" in capsys.readouterr().err
 
 
 def test_only_the_first_process_is_asked_for_a_place_for_the_record(tmp_path, monkeypatch):
-    from sft_nb import distributed
-
     monkeypatch.setenv("RANK", "1")  # on another machine
-    distributed._check_places(str(tmp_path), None)
+    _check_places(str(tmp_path), None)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(OSError, match="could not be written"):
-        distributed._check_places(str(tmp_path), None)
+        _check_places(str(tmp_path), None)
 
 
 def test_a_tilde_in_its_options_is_home(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    command = ["--task", "digits", "--shots", "2", "--budget", "1", "--cache", "~/kept", "--out", "~/r/r.jsonl"]
+    command = ["run", "--task", "digits", "--shots", "2", "--l2s", "0.1", "--keep", "~/kept", "--out", "~/r/r.jsonl"]
     assert main(command) == 0
     assert (tmp_path / "r" / "r.jsonl").is_file() and list((tmp_path / "kept").glob("*.safetensors"))
     assert not (tmp_path / "~").exists()

@@ -513,3 +513,34 @@ def test_a_text_encoder():
     with torch.no_grad():
         want = net(tokens).mean(1)
     assert relative_error(extract(net, [(tokens[:4], [0, 1, 0, 1]), (tokens[4:], [0, 1, 0])]).x, want) < EXACT
+
+
+class Array:
+    "What a network of another library gives: no tensor, but something that is an array."
+
+    def __init__(self, x):
+        self.x = x
+
+    def __array__(self, dtype=None, copy=None):
+        return self.x if dtype is None else self.x.astype(dtype)
+
+
+def test_any_function_of_a_batch_gives_features(pre, dl, live):
+    by_hand = extract(lambda xb: pre.backbone.eval()(xb), dl)
+    assert relative_error(by_hand.x, live) < EXACT and torch.equal(by_hand.y, dl.ds.y)
+    arrays = extract(lambda xb: Array(xb.numpy().mean((2, 3), dtype=np.float64)), dl)
+    assert arrays.x.dtype == torch.float32 and arrays.x.shape == (300, 3)
+    over_space = extract(lambda xb: Array(np.ones((len(xb), 4, 4, 7))), dl)  # channels last
+    assert over_space.x.shape == (300, 7)
+    for backbone, layer, match in ((abs, "layer1", "has no layer 'layer1'"), (3, "", "an? int cannot be called")):
+        with pytest.raises(ValueError, match=match):
+            extract(backbone, dl, layer=layer)
+
+
+def test_a_functions_features_are_kept_under_what_it_is(dl, cache):
+    scale = lambda k: lambda xb: xb.mean((2, 3)) * k
+    first = cached(scale(2.0), dl, cache=cache)
+    assert torch.equal(first.x, cached(scale(2.0), dl, cache=cache).x) and len(cache.files()) == 1
+    assert torch.equal(first.x, extract(scale(2.0), dl).x)
+    cached(scale(3.0), dl, cache=cache)
+    assert len(cache.files()) == 2
