@@ -25,11 +25,10 @@ def add_options(
     several: bool = False,  # Whether an option takes several values, as for a sweep
 ) -> None:
     "Every field of Config as an option."
-    from sft_nb.experiments import Config
+    from sft_nb.experiments import Config, known_names
 
     for f in fields(Config):
-        about = f.metadata
-        known = about.get("known", ())
+        about, known = f.metadata, known_names(f)
         there = ", ".join(known[:14]) + ", ..." * (len(known) > 14) or f"{about['low']:g} to {about['high']:g}"
         parser.add_argument(
             f"--{f.name.replace('_', '-')}", dest=f.name, type=type(f.default), default=[f.default] if several else f.default,

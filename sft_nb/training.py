@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Loader
 from .distributed import together
-from .models import PocketResNet
 from .objective import risk
 
 # %% ../nbs/07_training.ipynb #6373185b
@@ -185,7 +184,7 @@ def stoppable() -> Iterator[threading.Event]:  # Set when somebody asked; a seco
 
 # %% ../nbs/07_training.ipynb #7c4a6d2a
 def pretrain(
-    model: PocketResNet,  # A fresh network; trained in place
+    model: nn.Module,  # A fresh network; trained in place
     dl: Loader,  # The source set's batches, augmented and normalised
     epochs: int = 10,
     lr: float = 0.15,  # The largest learning rate of the one-cycle schedule

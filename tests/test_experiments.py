@@ -28,13 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb import experiments
 from sft_nb.cli import main
-from sft_nb.data import TASKS, Images, Split
+from sft_nb.data import Images, Split
 from sft_nb.experiments import (
     Config,
     Record,
     compare,
     forecast,
     grid,
+    known_names,
     read_records,
     render,
     run,
@@ -44,6 +45,7 @@ from sft_nb.experiments import (
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
+from sft_nb.sources.pocket import TASKS
 from sft_nb.store import StoreError, append_line, read_lines
 from sft_nb.strategies import STRATEGIES
 from sft_nb.training import kept_bytes, step_flops
@@ -230,7 +232,7 @@ def test_what_lies_outside_is_refused_by_name(f):
     for value in bad:
         with pytest.raises(ValueError, match=f.name):
             Config(**{f.name: value})
-    for value in (about["low"], about["high"]) if "low" in about else about["known"]:
+    for value in (about["low"], about["high"]) if "low" in about else known_names(f):
         assert getattr(Config(**{f.name: value}), f.name) == value
 
 
@@ -601,7 +603,7 @@ def test_a_moved_folder_is_one_target_in_tables_and_pairs():
     ]
     assert compare(moved, others).unit == "seed" and compare(moved, others).n == 2
     changed = [replace(r, data="e" * 64) for r in others]
-    with pytest.raises(ValueError, match="holds other pictures now"):
+    with pytest.raises(ValueError, match="holds other files now"):
         compare(moved, changed)
 
 
@@ -761,7 +763,7 @@ def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     assert (c.better, c.worse) == (sum(m > 0 for m in means), sum(m < 0 for m in means))
     assert f"{len(means)} {unit}s ({len(a)} pairs)" in str(c)
     one = [[r for r in rs if getattr(r.config, names) == axis[names][0]] for rs in (a, b)]
-    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test pictures" in str(compare(*one))
+    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test examples" in str(compare(*one))
 
 
 REST = (800, 0.5, "", {}, 1.0, None, None, 1, 1, 1, 1, 1, 0.1, 0.2, 0, "here", "", "now")
@@ -784,7 +786,7 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
 
 def test_what_cannot_be_compared_is_refused():
     a, b = [record(seed=i, strategy="full") for i in range(3)], [record(seed=i) for i in range(3)]
-    with pytest.raises(ValueError, match="test sets of 800 and 600 pictures"):
+    with pytest.raises(ValueError, match="test sets of 800 and 600 examples"):
         compare(a, [replace(r, n=600) for r in b])
     assert (
         compare(a, [replace(r, config=replace(r.config, task="near"), n=600) for r in b], but=["strategy", "task"]).n

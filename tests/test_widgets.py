@@ -28,15 +28,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
+from sft_nb.albums import unpack_pictures
 from sft_nb.dashboard import Panel
-from sft_nb.data import TASKS, Loader, load_split, read_picture, unpack_pictures
+from sft_nb.data import Loader, load_split
 from sft_nb.evaluation import accuracy, predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import Config, known_names, run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.peft import add_lora, save_delta
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
 from sft_nb.sessions import Session, Worker, block_table
+from sft_nb.sources.pocket import TASKS
+from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
 from sft_nb.training import Step
@@ -602,7 +605,7 @@ def test_the_table_of_runs_tells_two_runs_apart():
     r = Session(Config(strategy="full", shots=2, epochs=1)).run()
     rows = [dashboard._run_row(replace(r, config=replace(r.config, **{n: v}))) for n, v in
             dict(seed=7, epochs=3, shots=9, strategy="lora", task="hue", pretrained="pocket_hue").items()
-            if v in Config.__dataclass_fields__[n].metadata.get("known", [v])]  # fmt: skip
+            if v in (known_names(Config.__dataclass_fields__[n]) or [v])]  # fmt: skip
     assert len({str(row) for row in rows} | {str(dashboard._run_row(r))}) == len(rows) + 1
 
 
