@@ -19,20 +19,31 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+# %% ../nbs/28_cli.ipynb #43f00020
+class _Again(argparse.Action):
+    "Each time that the option is given, its values are one more tuple; the default is none of them."
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), tuple(values)])
+
 # %% ../nbs/28_cli.ipynb #12c0de70
 def add_options(
     parser: argparse.ArgumentParser,  # Gets them
     several: bool = False,  # Whether an option takes several values, as for a sweep
 ) -> None:
     "Every field of Config as an option."
-    from sft_nb.experiments import Config, known_names
+    from sft_nb.records import Config, is_several, kind_of, known_names
 
     for f in fields(Config):
-        about, known = f.metadata, known_names(f)
+        about, known, many = f.metadata, known_names(f), is_several(f)
         there = ", ".join(known[:14]) + ", ..." * (len(known) > 14) or f"{about['low']:g} to {about['high']:g}"
+        default = " ".join(map(str, f.default)) if many else f.default
+        again = "; given again, it is another experiment's" if many and several else ""
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}", dest=f.name, type=type(f.default), default=[f.default] if several else f.default,
-            nargs="+" if several else None, metavar=f.name.upper(), help=f"{about['help']} ({there}; default {f.default})",
+            f"--{f.name.replace('_', '-')}", dest=f.name, type=kind_of(f), default=[f.default] if several else f.default,
+            nargs="+" if several or many else None, action=_Again if several and many else None, metavar=f.name.upper(),
+            help=f"{about['help']} ({there}; default {default}{again})",
         )  # fmt: skip
 
 # %% ../nbs/28_cli.ipynb #28c0de02
@@ -138,15 +149,16 @@ def run(
 
 
 def _options(args):
-    from sft_nb.experiments import Config
+    from sft_nb.records import Config
 
     return {f.name: getattr(args, f.name) for f in fields(Config)}
 
 
 def _run(args):
     "The record, printed before it is appended: a disk that is full takes it from the file only."
-    from sft_nb.experiments import Config, render
+    from sft_nb.records import Config
     from sft_nb.store import append_line
+    from sft_nb.tables import render
 
     config = Config(**_options(args))
     render([], args.format)  # what it cannot do, it says now
@@ -164,7 +176,9 @@ def _duration(seconds):
 
 
 def _sweep(args):
-    from sft_nb.experiments import forecast, grid, remaining, render, sweep
+    from sft_nb.records import grid
+    from sft_nb.sweeps import forecast, remaining, sweep
+    from sft_nb.tables import render
 
     configs, records = grid(**_options(args)), []
     render([], args.format)
@@ -188,9 +202,10 @@ def _sweep(args):
 def _where(records, conditions):
     "The records whose Config has these values, each given as FIELD=VALUE."
     from sft_nb.core import unknown
-    from sft_nb.experiments import Config
+    from sft_nb.records import Config, is_several, kind_of
 
-    kinds = {f.name: type(f.default) for f in fields(Config)}
+    several = lambda f: lambda text: tuple(map(kind_of(f), text.replace(",", " ").split()))
+    kinds = {f.name: several(f) if is_several(f) else kind_of(f) for f in fields(Config)}
     for condition in conditions:
         name, _, value = condition.partition("=")
         if name not in kinds:
@@ -207,7 +222,8 @@ def _table(args):
     for path in args.paths:
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(f"there is no file {path}: a sweep writes one with --out {path}")
-    from sft_nb.experiments import read_records, render, table
+    from sft_nb.records import read_records
+    from sft_nb.tables import render, table
 
     held = [r for path in args.paths for r in read_records(path)]
     if not held:

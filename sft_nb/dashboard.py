@@ -14,8 +14,9 @@ from html import escape
 
 from .core import sentence
 from .evaluation import interval
-from .experiments import Config, forecast
+from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
+from .sweeps import forecast
 from .widgets import Controls, View, as_code, gallery, html_table, misfits, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
@@ -37,7 +38,7 @@ def _run_row(r):
     return dict(
         strategy=c.strategy, theta_pre=c.pretrained, task=c.task, shots=c.shots, epochs=c.epochs, seed=c.seed,
         chosen=r.chosen, valid=r.valid, test=f"{r.accuracy:.3f} ({low:.3f} to {high:.3f})", loss=r.loss,
-        learned=r.trained, seconds=r.seconds,
+        learned=r.price.trained, seconds=r.price.seconds,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def _forecast(panel):
     if panel.session is not None and panel.session.state == "running":
         return "a forecast measures, and needs the machine for itself: pause or stop the training first"
     with RandomStream():
-        cost = forecast([replace(panel.config(), budget=1)])
+        cost = forecast([panel.config().first()])
     seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
     return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the examples"
 
@@ -156,7 +157,7 @@ def _forecast(panel):
 def _adopt(panel):
     "Say in the controls what a panel trains, and watch a training under way: a cell run again throws nothing away."
     if isinstance(panel.what, Controls):
-        panel.what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
+        panel.what.one_candidate("a panel trains one candidate, the first; the experiments of chapter 12 try several")
     if panel.session is None and isinstance(under_way(), Session):
         panel.session = under_way()
         panel.say("this training was under way when the panel was made: it goes on, and the panel watches it")

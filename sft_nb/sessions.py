@@ -19,12 +19,14 @@ from torch import Tensor
 from .blocks import blocks
 from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
-from .experiments import Config, Record, candidate, prepare, record
+from .experiments import candidate, prepare, record
 from .features import extract
 from .models import TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
-from .strategies import Solved, run_phases
+from .records import Config, Record
+from .starts import Solve, Solved
+from .strategies import run_phases
 
 # %% ../nbs/26_sessions.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none
@@ -236,7 +238,7 @@ def _look(session):
 # %% ../nbs/26_sessions.ipynb #16c0de2c
 def _train(session):
     "The stream of chapter 10's generator, piece by piece: a step, or a solved head with its certificate."
-    s, fit, seconds = session.setting, session.fit, 0.0
+    s, fit, seconds, gap = session.setting, session.fit, 0.0, None
     steps = run_phases(fit.model, s.training(), fit.phases)
     while True:
         start = time.perf_counter()
@@ -244,8 +246,9 @@ def _train(session):
             step = next(steps, None)
         seconds += time.perf_counter() - start
         if step is None:
-            session.fit = replace(fit, steps=len(session.steps), seconds=seconds)
+            session.fit = replace(fit, steps=len(session.steps), seconds=seconds, gap=gap)
             return
+        gap = step.probe.gap if isinstance(step, Solved) else None  # of the head in which the stream ends
         if isinstance(step, Solved):
             session.solved = step
             yield
@@ -267,7 +270,10 @@ def _work(session):
     yield
     session.doing = "solving the head on frozen features"
     phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
-    session.best = solve_head((yield from _whole(phi)), len(s.task.classes), session.config.l2)
+    s.known[id(s.few)] = yield from _whole(phi)
+    session.best = solve_head(s.known[id(s.few)], len(s.task.classes), session.config.l2s[0])
+    if isinstance(fit.phases[0].start, Solve):  # this very head
+        fit = session.fit = fit.given(session.best)
     yield from _look(session)
     session.doing = "training"
     yield from _train(session)
@@ -276,7 +282,8 @@ def _work(session):
     yield
     cost = measure(record, s, session.fit, {fit.name: session.valid[-1][1]})
     fit.model.eval()
-    session.record = replace(cost.result, seconds=round(session.seconds + cost.seconds, 3))
+    price = replace(cost.result.price, seconds=round(session.seconds + cost.seconds, 3))
+    session.record = replace(cost.result, price=price)
 
 # %% ../nbs/26_sessions.ipynb #16c0de2e
 class Session(Worker):
@@ -284,17 +291,17 @@ class Session(Worker):
 
     def __init__(
         self,
-        config: Config,  # As it is, but a single candidate: its budget does not count
+        config: Config,  # As it is, but its first candidate alone
         every: int = 10,  # Steps from one look at the validation examples to the next
     ):
         if every < 1:
             raise ValueError(f"a session looks at the validation examples every so many steps, at least 1; got {every}")
         super().__init__(_work(self))
-        self.config, self.every = replace(config, budget=1), every
+        self.config, self.every = config.first(), every
         self.steps, self.total = [], 0  # Every `Step` so far, and how many there will be
         self.valid, self.blocks = [], []  # (steps, validation accuracy) of each look; `block_table` of the last
         self.setting = self.fit = None  # Of chapter 12, once loaded; `fit.model` is what learns
-        self.best = None  # The certified `Probe` on frozen features, for the config's l2: its loss is F*
+        self.best = None  # The certified `Probe` on frozen features, for the config's first l2: its loss is F*
         self.solved = None  # What the strategy's own solved head came to, with its certificate: a `Solved`
         self.logits = None  # Of the validation examples, at the last look
         self.record, self._random = None, RandomStream()

@@ -28,9 +28,10 @@ from torch import Tensor
 from . import zoo
 from .core import sentence
 from .data import load_split
-from .experiments import Config, known_names, need_device
+from .experiments import need_device
 from .models import adapt, aside
 from .plots import COLOURS
+from .records import Config, is_several, known_names
 from .strategies import scaled, strategy
 
 # %% ../nbs/16_widgets.ipynb #16c0de13
@@ -224,7 +225,7 @@ def as_command(
     words = ["sft_nb", "run"]
     for f in fields(Config):
         if (v := getattr(config, f.name)) != f.default:
-            words += [f"--{f.name.replace('_', '-')}", str(v)]
+            words += [f"--{f.name.replace('_', '-')}", *map(str, v if is_several(f) else [v])]
     return shlex.join(words)
 
 # %% ../nbs/16_widgets.ipynb #16c0de31
@@ -292,18 +293,29 @@ def _control(f):
     "The control that a field's own metadata asks for."
     import ipywidgets as W
 
-    about, look = f.metadata, dict(description=f.name.replace("_", " "), style=dict(description_width="6.5em"))
+    known, look = known_names(f), dict(description=f.name.replace("_", " "), style=dict(description_width="6.5em"))
     look["layout"] = W.Layout(width="22em", max_width="98%", flex="0 0 auto")
-    if about.get("folder"):
-        return W.Combobox(options=known_names(f), ensure_option=False, continuous_update=False, **look)
-    if "known" in about:
-        return W.Dropdown(options=known_names(f), **look)
-    return W.FloatText(continuous_update=False, **look)  # an IntText would make 15 of 1.5
+    if f.metadata.get("folder"):
+        return W.Combobox(options=known, ensure_option=False, continuous_update=False, **look)
+    if known:
+        return W.Dropdown(options=known, **look)
+    kind = W.Text if is_several(f) else W.FloatText  # an IntText would make 15 of 1.5
+    return kind(continuous_update=False, **look)
 
 
 def _typed(f, value):
-    "What a control holds; a whole number as int where one is asked for."
+    "What a control holds: a whole number as int where one is asked for, several numbers as a tuple."
+    if is_several(f):
+        try:
+            return tuple(map(float, value.replace(",", " ").split()))
+        except ValueError:
+            return value  # which is none, and Config says so
     return int(value) if isinstance(f.default, int) and float(value).is_integer() else value
+
+
+def _shown(f, value):
+    "What a control shows for a value."
+    return ", ".join(map(str, value)) if is_several(f) else value
 
 # %% ../nbs/16_widgets.ipynb #16c0de36
 def _problems(values):
@@ -326,15 +338,21 @@ def _to_copy(lines):
 
 # %% ../nbs/16_widgets.ipynb #16c0de37
 class _Fields:
-    "A control for every field, and what they hold; some may be held still."
+    "A control for every field, and what they hold."
 
     def __init__(self):
-        self.parts, self.held = {f.name: _control(f) for f in fields(Config)}, {}
+        self.parts, self.why_one = {f.name: _control(f) for f in fields(Config)}, ""
         for part in self.parts.values():
             part.observe(self._follow, "value")
 
     def _values(self):
-        return {f.name: _typed(f, self.parts[f.name].value) for f in fields(Config)}
+        typed = {f.name: _typed(f, self.parts[f.name].value) for f in fields(Config)}
+        return {n: v[:1] if self.why_one and isinstance(v, tuple) else v for n, v in typed.items()}
+
+    def _show(self, values):
+        for f in fields(Config):
+            self.parts[f.name].value = _shown(f, values[f.name])
+        self._follow()
 
     @property
     def value(self) -> Config:
@@ -343,19 +361,18 @@ class _Fields:
 
     @value.setter
     def value(self, config: Config):
-        for name, part in self.parts.items():
-            part.value = self.held[name][0] if name in self.held else getattr(config, name)
-        self._follow()
+        self._show(vars(config.first() if self.why_one else config))
 
-    def hold(
+    def one_candidate(
         self,
-        name: str,  # A field of Config
-        value,  # What it is from now on
-        why: str,  # Said beside its control, which is closed
+        why: str,  # Said beside the controls that could hold several values
     ) -> None:
-        "Keep a field at a value."
-        self.held[name], self.parts[name].disabled = (value, why), True
-        self.parts[name].value = value
+        "From now on only the first of several values counts."
+        self.why_one = why
+        held = self._values()
+        for f in fields(Config):
+            if isinstance(held[f.name], tuple):
+                self.parts[f.name].value = _shown(f, held[f.name])
         self._follow()
 
 # %% ../nbs/16_widgets.ipynb #16c0de34
@@ -387,7 +404,7 @@ class Controls(_Fields):
     def _follow(self, change=None):
         self.problems = _problems(self._values())
         for f in fields(Config):
-            _, help = self.held.get(f.name, (None, f.metadata["help"]))
+            help = self.why_one if self.why_one and is_several(f) else f.metadata["help"]
             self._beside[f.name].value = _note(self.problems.get(f.name), help)
         self.code = "" if self.problems else as_code(self.value)
         self.command = "" if self.problems else as_command(self.value)

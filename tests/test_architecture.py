@@ -20,7 +20,9 @@ FLOORS = {
     4.5: ["starts"],
     5: ["strategies", "transferability", "understanding"],
     5.5: ["resume", "rates"],
-    6: ["experiments"],
+    5.7: ["records"],
+    6: ["experiments", "tables"],
+    6.5: ["sweeps"],
     7: ["widgets", "sessions", "cli"],
     8: ["dashboard", "pictures"],
 }

@@ -20,11 +20,12 @@ from torch import nn
 from sft_nb.cli import _check_places, main
 from sft_nb.data import Loader, few_shot, jitter, load_split
 from sft_nb.evaluation import predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
 from sft_nb.processes import my_rows
+from sft_nb.records import Config
 from sft_nb.strategies import Lora, Phase, run_phases
 
 ENV = os.environ | dict(

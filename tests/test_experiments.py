@@ -29,25 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from sft_nb import experiments
 from sft_nb.cli import main
 from sft_nb.data import Images, Split
-from sft_nb.experiments import (
-    Config,
-    Record,
-    compare,
-    forecast,
-    grid,
-    known_names,
-    read_records,
-    render,
-    run,
-    sweep,
-    table,
-)  # fmt: skip
+from sft_nb.experiments import run
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
+from sft_nb.records import Config, Record, grid, known_names, read_records
 from sft_nb.sources.pocket import TASKS
 from sft_nb.store import StoreError, append_line, read_lines
 from sft_nb.strategies import STRATEGIES
+from sft_nb.sweeps import forecast, sweep
+from sft_nb.tables import compare, render, table  # fmt: skip
 from sft_nb.training import kept_bytes, step_flops
 
 QUICK = dict(epochs=1, budget=1, shots=4)  # two steps

@@ -33,11 +33,12 @@ from sft_nb.dashboard import Panel
 from sft_nb.data import Loader, load_split
 from sft_nb.deltas import save_delta
 from sft_nb.evaluation import accuracy, predict
-from sft_nb.experiments import Config, known_names, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.peft import add_lora
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
+from sft_nb.records import Config, known_names
 from sft_nb.sessions import Session, Worker, block_table
 from sft_nb.sources.pocket import TASKS
 from sft_nb.sources.vision import read_picture
@@ -166,7 +167,7 @@ def test_an_interrupted_kernel_leaves_a_stopped_session():
     code = """
 import _thread, threading, time, warnings
 warnings.simplefilter("ignore")
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.store import digest
 c = Config(strategy="full", shots=4, epochs=6)
@@ -853,7 +854,7 @@ def test_a_session_needs_no_ipywidgets():
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["ipywidgets"] = sys.modules["IPython"] = None
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.widgets import as_code, misfits
 print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))

@@ -11,10 +11,13 @@ from sft_nb import cli, widgets, zoo
 from sft_nb.core import set_seed
 from sft_nb.data import Examples, Images, Loader, Split, few_shot, load_split
 from sft_nb.evaluation import accuracy
-from sft_nb.experiments import Config, grid, run, sweep, table
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import Pretrained, from_network, load_pretrained
+from sft_nb.records import Config, grid
 from sft_nb.strategies import STRATEGIES
+from sft_nb.sweeps import sweep
+from sft_nb.tables import table
 
 # The world --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +114,7 @@ def test_every_strategy_runs_or_says_why_not(name):
 
 
 def test_what_fine_tuning_forgot_is_measured_where_the_world_has_the_source():
-    assert run(config(strategy="linear_probing")).source > 0.5
+    assert run(config(strategy="linear_probing")).scores["source"] > 0.5
 
 
 def test_sweep_table_and_the_command_line(tmp_path, capsys):
