@@ -337,7 +337,22 @@ def test_a_run_gives_the_record_of_one_process(tmp_path):
     for name in EQUAL:
         assert got[name] == getattr(want, name), name
     assert abs(got["loss"] - want.loss) < 1e-6 and got["gap"] <= 1e-8
-    assert got["machine"].startswith("2 process(es)")
+    assert got["machine"].startswith("2 processes")
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_writes_every_record_once_and_goes_on(tmp_path):
+    out, keep = tmp_path / "r.jsonl", tmp_path / "kept"
+    line = ["-m", "sft_nb.cli", "sweep", "--shots", "2", "--format", "json", "--out", out, "--keep", keep, "--seed"]
+    first, second = launch(2, *line, "0", "1"), launch(2, *line, "0", "1", "2")
+    assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]
+    assert "2 of 2 runs to do" in first.stderr and "1 of 3 runs to do" in second.stderr
+    assert first.stderr.count("runs to do") == 1, "every process told the same"
+    rows = [json.loads(row) for row in second.stdout.splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2] and len(out.read_text().splitlines()) == 3
+    for seed, row in enumerate(rows):
+        alone = run(Config(shots=2, seed=seed))
+        assert row["accuracy"] == alone.scores["accuracy"] and row["gap"] <= 1e-8
 
 
 def children(pid):
