@@ -20,10 +20,10 @@ from . import zoo
 from .albums import count_pictures, unpack_pictures
 from .core import sentence
 from .data import Images, Loader
+from .deltas import delta_about, load_delta, save_delta
 from .evaluation import Ledger, Score, confusion, predict, worst
 from .features import extract
 from .models import Pretrained, TransferModel, adapt, load_pretrained
-from .peft import delta_about, load_delta, save_delta
 from .probing import choose, l2_path
 from .sessions import RandomStream
 from .sources.vision import image_folder, read_picture

@@ -16,7 +16,7 @@ FLOORS = {
     2.5: ["sources.pocket", "sources.vision"],
     3: ["features", "training", "evaluation", "peft"],
     4: ["probing", "cache"],
-    3.5: ["blocks"],
+    3.5: ["blocks", "deltas"],
     4.5: ["starts"],
     5: ["strategies", "transferability", "understanding"],
     5.5: ["resume", "rates"],

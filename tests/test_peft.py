@@ -16,6 +16,7 @@ from torch import nn
 
 from sft_nb import store
 from sft_nb.data import Loader, few_shot, load_split
+from sft_nb.deltas import delta_about, load_delta, save_delta
 from sft_nb.features import extract
 from sft_nb.freezing import freeze, moved, trainable, unchanged, unfreeze
 from sft_nb.models import Pretrained, TransferModel, adapt, find_head, load_pretrained, snapshot, take_apart
@@ -27,13 +28,10 @@ from sft_nb.peft import (
     bitfit,
     bn_only,
     delta,
-    delta_about,
     interpolate,
-    load_delta,
     lora_size,
     merge_lora,
     num_bytes,
-    save_delta,
 )
 from sft_nb.sources.pocket import PocketResNet
 from sft_nb.store import StoreError

@@ -31,11 +31,12 @@ from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
 from sft_nb.albums import unpack_pictures
 from sft_nb.dashboard import Panel
 from sft_nb.data import Loader, load_split
+from sft_nb.deltas import save_delta
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.peft import add_lora, save_delta
+from sft_nb.peft import add_lora
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
 from sft_nb.records import Config, known_names
 from sft_nb.sessions import Session, Worker, block_table
