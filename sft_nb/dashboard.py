@@ -17,7 +17,7 @@ from .evaluation import interval
 from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
 from .sweeps import forecast
-from .widgets import Controls, View, as_code, gallery, html_table, misfits, still_picture, svg_curve, thumbnail
+from .widgets import Controls, View, as_code, gallery, html_table, misfits, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
 def _curves(session, title=""):
@@ -28,7 +28,8 @@ def _curves(session, title=""):
         [(i, s.loss) for i, s in enumerate(session.steps)], f"{title}loss of a batch", end,
         None if best is None else best.loss, "F*: best head on frozen features",
     )  # fmt: skip
-    return loss, svg_curve(session.valid, "accuracy on validation pictures", end, top=1.0)
+    examples = session.setting.pre.called if session.setting else "examples"
+    return loss, svg_curve(session.valid, f"accuracy on validation {examples}", end, top=1.0)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de5a
 def _run_row(r):
@@ -73,7 +74,7 @@ def _live(text, tag="span"):
 
 
 def _chosen(y, n=8):
-    "Where the first pictures of every class stand, and then the second ones, until there are n."
+    "Where the first rows of every class stand, and then the second ones, until there are n."
     seen, turns = Counter(), []
     for i, c in enumerate(y.tolist()):
         turns.append((seen[c], c, i))
@@ -81,12 +82,12 @@ def _chosen(y, n=8):
     return [i for *_, i in sorted(turns)[:n]]
 
 
-def _samples(session, pictures, chosen):
-    "Some validation pictures, and what the model takes them for."
+def _samples(session, rows, chosen):
+    "Some validation rows, and what the model takes them for."
     classes, y = session.setting.task.classes, session.setting.task.valid.y
     told = {i: (int(y[i]), int(session.logits[i].argmax())) for i in chosen}
     captions = [f"{classes[a]}: " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
-    return gallery(pictures, captions)
+    return gallery(rows, captions)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de52
 _ABOUT = dict(
@@ -112,23 +113,23 @@ class _Board:
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
-    "Show how things are; pictures and tables after a look, and at most once a second, for they are large."
+    "Show how things are; rows and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
-    shown = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
-    shown["runs"] = html_table([_run_row(r) for r in records])
+    texts = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
+    texts["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
-        shown["what"] = f"<code>{escape(as_code(session.config))}</code>"
-        shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
+        texts["what"] = f"<code>{escape(as_code(session.config))}</code>"
+        texts["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):
             board.due = now + 1
             if board.look is None or board.look[0] != look[0]:
                 valid = session.setting.task.valid
                 board.chosen = _chosen(valid.y)
-                board.pictures = [*map(thumbnail, valid.x[board.chosen])]
-            board.look, shown["samples"] = look, _samples(session, board.pictures, board.chosen)
-            shown["blocks"] = html_table([_block_row(row) for row in session.blocks])
-    for name, text in shown.items():
+                board.rows = [shown(x, session.setting.pre.kind) for x in valid.x[board.chosen]]
+            board.look, texts["samples"] = look, _samples(session, board.rows, board.chosen)
+            texts["blocks"] = html_table([_block_row(row) for row in session.blocks])
+    for name, text in texts.items():
         board.parts[name].value = text
 
 # %% ../nbs/22_dashboard.ipynb #16c0de53
@@ -150,7 +151,7 @@ def _forecast(panel):
     with RandomStream():
         cost = forecast([panel.config().first()])
     seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
-    return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the pictures"
+    return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the examples"
 
 
 def _adopt(panel):

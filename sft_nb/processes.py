@@ -40,9 +40,8 @@ def group(
         if device == "cuda":
             torch.cuda.set_device(local)
         store, rank, size = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(
-            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
-        )  # not the dead ones' addresses
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(life, store)  # not the dead ones' addresses
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     yield rank_and_size()

@@ -17,19 +17,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from . import zoo
 from .core import unknown
-from .data import TASKS
-from .models import POCKET
 from .store import as_path, read_lines
 from .strategies import STRATEGIES
 
-# %% ../nbs/43_records.ipynb #12c0de02
-import torchvision  # isort: skip (after sft_nb, which repairs its import where it must)
-
 # %% ../nbs/43_records.ipynb #12c0de10
-_NETWORKS = (*POCKET, *torchvision.models.list_models(module=torchvision.models))
-
-
 def _option(default, help, **about):
     "A field of Config that says what it is: a range from `low` to `high`, or its `known` names, or what gives them."
     return field(default=default, metadata=dict(help=help, **about))
@@ -58,12 +51,12 @@ def kind_of(
 
 # %% ../nbs/43_records.ipynb #43e00010
 def _name(f, value):
-    "A known name, or the path of a folder or zip in one spelling."
+    "A known name, or the path of a folder or file in one spelling."
     known = known_names(f)
     if isinstance(value, str) and value in known:
         return str(value)
     path = as_path(value) if f.metadata.get("folder") and value and isinstance(value, str | os.PathLike) else None
-    if not path or not (path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())):
+    if not path or zoo.reader(path) is None:
         raise unknown(f.name, value, known)
     path = str(path)  # pics, pics/ and ./pics are one
     if path.encode(errors="replace") != path.encode(errors="surrogateescape"):
@@ -95,9 +88,9 @@ def _checked(f, value):
 class Config:
     "One experiment, whole: its record can be made again from this and nothing else."
 
-    pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=_NETWORKS)
+    pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=zoo.networks)
     task: str = _option(
-        "digits_wild", "the target, or a folder or zip of pictures", known=(*TASKS, "cifar10"), folder=True
+        "digits_wild", "the target by name, or a folder or zip of your own", known=zoo.tasks, folder=True
     )
     strategy: str = _option("linear_probing", "what fine-tuning does, chapter 10", known=tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
@@ -106,9 +99,9 @@ class Config:
     l2s: tuple[float, ...] = _option(
         (0.1, 0.01), "penalties of a solved head, each tried; where steps follow, the first", low=1e-8, high=100.0
     )
-    epochs: int = _option(10, "passes over the labelled pictures, all phases together", low=1, high=10_000)
-    batch_size: int = _option(32, "pictures in a step", low=1, high=100_000)
-    augment: int = _option(2, "largest random shift in training, in pixels", low=0, high=64)
+    epochs: int = _option(10, "passes over the labelled examples, all phases together", low=1, high=10_000)
+    batch_size: int = _option(32, "examples in a step", low=1, high=100_000)
+    augment: int = _option(2, "largest random shift of pictures in training, in pixels", low=0, high=64)
     device: str = _option("cpu", "where it runs", known=("cpu", "cuda", "mps"))
 
     def __post_init__(self):
@@ -169,17 +162,17 @@ class Record:
 
     config: Config
     scores: dict[str, float | None]  # On the test set, touched once: accuracy; source: on the source task, afterwards
-    n: int  # Test pictures
+    n: int  # Test examples
     valid: float  # Validation accuracy of the candidate that was chosen
     chosen: str  # Which one that was, such as "lr=0.003"
     tried: dict[str, float]  # Every candidate's validation accuracy; 0 where the loss ran away
-    loss: float  # Mean cross-entropy of the labelled pictures at the end, nothing shifted
+    loss: float  # Mean cross-entropy of the labelled examples at the end, nothing shifted
     gap: float | None = None  # Certified distance from the optimum, where the strategy ends in a solved head
     price: Price = Price()
     machine: str = field(default="", compare=False)
     revision: str = field(default="", compare=False)  # Of the code, + where it was not committed; empty outside git
     when: str = field(default="", compare=False)  # UTC
-    data: str = ""  # What a folder of pictures held: its `content_digest`; empty for a task by name
+    data: str = ""  # What a folder of your own held: its `zoo.digest`; empty for a task by name
 
     @property
     def accuracy(self) -> float | None:

@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,7 +21,7 @@ from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
 from .experiments import candidate, prepare, record
 from .features import extract
-from .models import POCKET, TransferModel, snapshot
+from .models import TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
 from .records import Config, Record
@@ -230,7 +229,7 @@ def _whole(f):
 
 # %% ../nbs/26_sessions.ipynb #16c0de3f
 def _look(session):
-    "Accuracy on the validation pictures, and what has moved. The model stays as it is."
+    "Accuracy on the validation examples, and what has moved. The model stays as it is."
     n, model = len(session.steps), session.fit.model
     logits, y = yield from _whole(lambda: predict(model, _batches(session, session.setting.task.valid)))
     session.logits, session.blocks = logits, block_table(model, session.theta_pre)
@@ -240,10 +239,10 @@ def _look(session):
 def _train(session):
     "The stream of chapter 10's generator, piece by piece: a step, or a solved head with its certificate."
     s, fit, seconds, gap = session.setting, session.fit, 0.0, None
-    steps, draws = run_phases(fit.model, s.training(), fit.phases), session.config.pretrained not in POCKET
+    steps = run_phases(fit.model, s.training(), fit.phases)
     while True:
-        start = time.perf_counter()  # pocket networks draw nothing in a step, others may hold dropout
-        with session._random if draws or not session.steps else nullcontext():
+        start = time.perf_counter()
+        with session._random:
             step = next(steps, None)
         seconds += time.perf_counter() - start
         if step is None:
@@ -293,10 +292,10 @@ class Session(Worker):
     def __init__(
         self,
         config: Config,  # As it is, but its first candidate alone
-        every: int = 10,  # Steps from one look at the validation pictures to the next
+        every: int = 10,  # Steps from one look at the validation examples to the next
     ):
         if every < 1:
-            raise ValueError(f"a session looks at the validation pictures every so many steps, at least 1; got {every}")
+            raise ValueError(f"a session looks at the validation examples every so many steps, at least 1; got {every}")
         super().__init__(_work(self))
         self.config, self.every = config.first(), every
         self.steps, self.total = [], 0  # Every `Step` so far, and how many there will be
@@ -304,7 +303,7 @@ class Session(Worker):
         self.setting = self.fit = None  # Of chapter 12, once loaded; `fit.model` is what learns
         self.best = None  # The certified `Probe` on frozen features, for the config's first l2: its loss is F*
         self.solved = None  # What the strategy's own solved head came to, with its certificate: a `Solved`
-        self.logits = None  # Of the validation pictures, at the last look
+        self.logits = None  # Of the validation examples, at the last look
         self.record, self._random = None, RandomStream()
 
     @property

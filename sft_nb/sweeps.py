@@ -15,10 +15,11 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
+from . import zoo
 from .core import Cost, measure
 from .data import load_split
 from .evaluation import predict
-from .experiments import SOURCE_TEST, content, prepare, run, step_price, trained
+from .experiments import SOURCE_TEST, prepare, run, step_price, trained
 from .peft import num_bytes
 from .processes import first, rank_and_size
 from .records import Config, Record, read_records
@@ -28,7 +29,7 @@ from .strategies import strategy
 # %% ../nbs/44_sweeps.ipynb #12c0de4b
 def _known(configs, path):
     "The experiments in order, by what makes them the same; the records that a file holds; the keys that it does not."
-    contents = {task: content(task) for task in {c.task for c in configs}}
+    contents = {task: zoo.digest(task) for task in {c.task for c in configs}}
     wanted = {}
     for c in configs:
         wanted.setdefault(c.key(contents[c.task]), c)
@@ -66,7 +67,7 @@ def sweep(
 
 # %% ../nbs/44_sweeps.ipynb #12c0de50
 def _pace(config):
-    "What is searched; measured seconds of reading, before a candidate's first step, of a step, of a picture; bytes held."
+    "What is searched; measured seconds of reading, before a candidate's first step, of a step, of an example; bytes held."
     reading = measure(prepare, config)
     s = reading.result
     axis, (value, *_) = s.search
@@ -84,12 +85,12 @@ def _pace(config):
 # %% ../nbs/44_sweeps.ipynb #12c0de5a
 def forecast(
     configs: Iterable[Config],
-) -> Cost:  # How many runs; their seconds; the bytes that the largest one's training holds, pictures left out
+) -> Cost:  # How many runs; their seconds; the bytes that the largest one's training holds, the examples left out
     "What a sweep will take at most, from some measured steps of every strategy and network in it."
     configs, tasks, paces, seconds, most = list(configs), {}, {}, 0.0, 0
     for c in configs:
         if c.task not in tasks:
-            split = load_split(c.task, size=32)  # only its numbers count
+            split = load_split(c.task, size=32)  # of pictures the smallest: only its numbers count
             tasks[c.task] = len(split.classes), len(split.valid), len(split.test)
         classes, valid, test = tasks[c.task]
         one_batch = min(c.shots, -(-c.batch_size // classes))

@@ -110,7 +110,7 @@ class Comparison:
     def __str__(self):
         about = dict(
             target="what to expect on other targets like these", network="other networks like these, on this target",
-            seed="other draws of the labels, on this target's own test pictures",
+            seed="other draws of the labels, on this target's own test examples",
         )  # fmt: skip
         return (
             f"{self.difference:+.4g}, interval {self.low:+.4g} to {self.high:+.4g}, from {self.n} {self.unit}s "
@@ -140,7 +140,7 @@ def _paired(a, b, but, value):
     first, second = _keyed(a, but, value), _keyed(b, but, value)
     if not first or first.keys() != second.keys():
         alone = [first.get(k) or second.get(k) for k in first.keys() ^ second.keys()]
-        folder = any(r.data for r in alone) and "; a folder that holds other pictures now is another target"
+        folder = any(r.data for r in alone) and "; a folder that holds other files now is another target"
         raise ValueError(
             f"of {len(first)} and {len(second)} records {len(alone)} have no partner that differs in "
             f"{', '.join(but)} alone{folder or ''}"
@@ -149,7 +149,7 @@ def _paired(a, b, but, value):
     for x, y in pairs.values():
         if x.n != y.n and "task" not in but:
             raise ValueError(
-                f"a pair on {x.config.task} has test sets of {x.n} and {y.n} pictures: they are not the same"
+                f"a pair on {x.config.task} has test sets of {x.n} and {y.n} examples: they are not the same"
             )
     more = [(len(x.tried), len(y.tried)) for x, y in pairs.values() if len(x.tried) != len(y.tried)]
     if more:
@@ -177,7 +177,7 @@ def compare(
     but: Sequence[str] = ("strategy",),  # In what the two groups differ
     value: str = "accuracy",
     level: float = 0.95,
-) -> Comparison:  # Over seeds alone it speaks of these test pictures: their luck is in no seed (chapter 09)
+) -> Comparison:  # Over seeds alone it speaks of these test examples: their luck is in no seed (chapter 09)
     "Mean difference over units (targets, else networks, else seeds) with its t interval and an exact sign test."
     a, b = list(a), list(b)
     check_fields(but), _measured([value], [*a, *b])

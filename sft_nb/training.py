@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Loader
 from .distributed import together
-from .models import PocketResNet
 from .objective import risk
 
 # %% ../nbs/07_training.ipynb #6373185b
@@ -85,8 +84,8 @@ def _batch_loss(forward, model, xb, yb, objective, where):
     except torch.OutOfMemoryError:
         raise  # says what it is, and a smaller batch may cure it
     except (RuntimeError, ValueError) as e:
-        if isinstance(e, ValueError) and not str(e).startswith("Expected more than 1 "):
-            raise  # the model's own sentence
+        if "by peer" in str(e) or (isinstance(e, ValueError) and not str(e).startswith("Expected more than 1 ")):
+            raise  # another process has ended; or the model's own sentence
         cure = (
             "check the loader's transform and device"
             if len(xb) > 1
@@ -154,7 +153,7 @@ def steps(
                     f"epoch {epoch} has no batches: dl is empty, or an iterator that the epoch before used up"
                 )
 
-
+# %% ../nbs/07_training.ipynb #43343ca6
 def fit(*args, **kwargs) -> list[Step]:
     "Run `steps` (same arguments) to the end."
     return list(steps(*args, **kwargs))
@@ -185,7 +184,7 @@ def stoppable() -> Iterator[threading.Event]:  # Set when somebody asked; a seco
 
 # %% ../nbs/07_training.ipynb #7c4a6d2a
 def pretrain(
-    model: PocketResNet,  # A fresh network; trained in place
+    model: nn.Module,  # A fresh network; trained in place
     dl: Loader,  # The source set's batches, augmented and normalised
     epochs: int = 10,
     lr: float = 0.15,  # The largest learning rate of the one-cycle schedule

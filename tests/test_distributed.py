@@ -20,11 +20,12 @@ from torch import nn
 from sft_nb.cli import _check_places, main
 from sft_nb.data import Loader, few_shot, jitter, load_split
 from sft_nb.evaluation import predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
 from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
 from sft_nb.processes import my_rows
+from sft_nb.records import Config
 from sft_nb.strategies import Lora, Phase, run_phases
 
 ENV = os.environ | dict(
@@ -336,7 +337,22 @@ def test_a_run_gives_the_record_of_one_process(tmp_path):
     for name in EQUAL:
         assert got[name] == getattr(want, name), name
     assert abs(got["loss"] - want.loss) < 1e-6 and got["gap"] <= 1e-8
-    assert got["machine"].startswith("2 process(es)")
+    assert got["machine"].startswith("2 processes")
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_writes_every_record_once_and_goes_on(tmp_path):
+    out, keep = tmp_path / "r.jsonl", tmp_path / "kept"
+    line = ["-m", "sft_nb.cli", "sweep", "--shots", "2", "--format", "json", "--out", out, "--keep", keep, "--seed"]
+    first, second = launch(2, *line, "0", "1"), launch(2, *line, "0", "1", "2")
+    assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]
+    assert "2 of 2 runs to do" in first.stderr and "1 of 3 runs to do" in second.stderr
+    assert first.stderr.count("runs to do") == 1, "every process told the same"
+    rows = [json.loads(row) for row in second.stdout.splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2] and len(out.read_text().splitlines()) == 3
+    for seed, row in enumerate(rows):
+        alone = run(Config(shots=2, seed=seed))
+        assert row["accuracy"] == alone.scores["accuracy"] and row["gap"] <= 1e-8
 
 
 def children(pid):
@@ -474,6 +490,7 @@ import os
 import sys
 import sft_nb.cli as C
 import sft_nb.experiments as X
+import sft_nb.training as T
 where, rank = sys.argv[1:3]
 def broken(*args, **kwargs):
     raise ValueError("the reason")
@@ -484,14 +501,17 @@ if os.environ["RANK"] == rank or rank == "all":
         X.load_split = broken
     if where == "work":  # when they wait for it
         X.predict = broken
-sys.exit(C.main(["run", "--task", "digits", "--shots", "2", "--l2s", "0.1"]))
+    if where == "step":
+        T._there = broken
+more = ["--strategy", "bitfit", "--epochs", "1", "--lrs", "0.003"] if where == "step" else ["--l2s", "0.1"]
+sys.exit(C.main(["run", "--task", "digits", "--shots", "2", *more]))
 """
 OTHERS = "another process has ended, and the work of all ends with it: it has said why"
 
 
 @pytest.mark.parametrize(
     ("where", "rank"),
-    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0")))],
+    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0"), ("step", "1")))],
 )  # fmt: skip
 def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, rank):
     (tmp_path / "script.py").write_text(BROKEN)

@@ -30,12 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb import cache, experiments, records, sweeps
 from sft_nb.cli import main
-from sft_nb.data import TASKS, Images, Split, few_shot, load_split
+from sft_nb.data import Images, Split, few_shot
 from sft_nb.experiments import run
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
 from sft_nb.records import Config, Price, Record, grid, is_several, kind_of, known_names, read_records
+from sft_nb.sources.pocket import TASKS
 from sft_nb.store import StoreError, append_line, read_lines
 from sft_nb.strategies import STRATEGIES
 from sft_nb.sweeps import forecast, remaining, sweep
@@ -225,7 +226,7 @@ def test_what_lies_outside_is_refused_by_name(f):
     for value in bad:
         with pytest.raises(ValueError, match=f.name):
             Config(**{f.name: value})
-    for value in (about["low"], about["high"]) if "low" in about else about["known"]:
+    for value in (about["low"], about["high"]) if "low" in about else known_names(f):
         assert getattr(Config(**{f.name: value}), f.name) == ((value,) if is_several(f) else value)
 
 
@@ -781,7 +782,7 @@ def test_a_moved_folder_is_one_target_in_tables_and_pairs():
     ]
     assert compare(moved, others).unit == "seed" and compare(moved, others).n == 2
     changed = [replace(r, data="e" * 64) for r in others]
-    with pytest.raises(ValueError, match="holds other pictures now"):
+    with pytest.raises(ValueError, match="holds other files now"):
         compare(moved, changed)
 
 
@@ -930,8 +931,8 @@ def test_comparison_wants_partners():
 def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     "Against SciPy on the means of the units; shots and seeds within a unit are averaged."
     g = np.random.default_rng(0)
-    a = [given(c, g.uniform()) for c in grid(**axis, shots=[5, 50], seed=range(3), strategy="full")]
-    b = [given(replace(r.config, strategy="lora"), g.uniform()) for r in a]
+    a = [scored(c, g.uniform()) for c in grid(**axis, shots=[5, 50], seed=range(3), strategy="full")]
+    b = [scored(replace(r.config, strategy="lora"), g.uniform()) for r in a]
     c = compare(a, b)
     (names,) = axis
     means = [
@@ -944,10 +945,10 @@ def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     assert (c.better, c.worse) == (sum(m > 0 for m in means), sum(m < 0 for m in means))
     assert f"{len(means)} {unit}s ({len(a)} pairs)" in str(c)
     one = [[r for r in rs if getattr(r.config, names) == axis[names][0]] for rs in (a, b)]
-    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test pictures" in str(compare(*one))
+    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test examples" in str(compare(*one))
 
 
-def given(config, accuracy):
+def scored(config, accuracy):
     return Record(config, dict(accuracy=accuracy), 800, 0.5, "", {}, 1.0)
 
 
@@ -958,8 +959,8 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
         favour = 0.05 * g.normal(size=5)
         d = favour[:, None] + 0.005 * g.normal(size=(5, 3))
         cs = [(t, i, Config(task=name, seed=i)) for t, name in enumerate(TASKS) for i in range(3)]
-        a = [given(c, 0.5 + d[t, i]) for t, i, c in cs]
-        b = [given(replace(c, strategy="full"), 0.5) for _, _, c in cs]
+        a = [scored(c, 0.5 + d[t, i]) for t, i, c in cs]
+        b = [scored(replace(c, strategy="full"), 0.5) for _, _, c in cs]
         c = compare(a, b)
         wrong += not c.low <= 0 <= c.high
         wrong_pairs += stats.ttest_1samp(d.ravel(), 0).pvalue < 0.05
@@ -968,7 +969,7 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
 
 def test_what_cannot_be_compared_is_refused():
     a, b = [record(seed=i, strategy="full") for i in range(3)], [record(seed=i) for i in range(3)]
-    with pytest.raises(ValueError, match="test sets of 800 and 600 pictures"):
+    with pytest.raises(ValueError, match="test sets of 800 and 600 examples"):
         compare(a, [replace(r, n=600) for r in b])
     assert (
         compare(a, [replace(r, config=replace(r.config, task="near"), n=600) for r in b], but=["strategy", "task"]).n

@@ -17,7 +17,7 @@ from torchvision.models import MaxVit, get_model
 from torchvision.transforms import v2
 
 from sft_nb.cache import Cache, cache_key, cached, key_parts
-from sft_nb.data import Images, Loader, jitter, pocket
+from sft_nb.data import Images, Loader, jitter, load_split
 from sft_nb.features import CLOSE, EXACT, Features, extract, folded, relative_error
 from sft_nb.freezing import freeze
 from sft_nb.models import load_pretrained, normalise, snapshot
@@ -31,7 +31,7 @@ def pre():
 
 @pytest.fixture(scope="module")
 def dl(pre):
-    return Loader(pocket("digits_wild").test[:300], 64, pre.transform)
+    return Loader(load_split("digits_wild").test[:300], 64, pre.transform)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,9 @@ def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache
 def _ask(folder, queue):
     torch.set_num_threads(1)
     pre = load_pretrained("pocket")
-    f = cached(pre.backbone, Loader(pocket("digits_wild").test[:300], 64, pre.transform), cache=Cache(folder), rows=50)
+    f = cached(
+        pre.backbone, Loader(load_split("digits_wild").test[:300], 64, pre.transform), cache=Cache(folder), rows=50
+    )
     queue.put(f.x.double().sum().item())
 
 

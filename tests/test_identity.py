@@ -21,7 +21,8 @@ from sft_nb.data import Images, Loader, jitter
 from sft_nb.features import extract
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.identity import differs, identity
-from sft_nb.models import PocketResNet, architecture, load_pretrained
+from sft_nb.models import architecture, load_pretrained
+from sft_nb.sources.pocket import PocketResNet
 
 START = """
 import functools, math, enum, dataclasses, collections

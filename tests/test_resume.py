@@ -23,7 +23,7 @@ from torch import nn
 
 from sft_nb import store
 from sft_nb.core import random_state, set_random_state, set_seed
-from sft_nb.data import Loader, few_shot, jitter, pocket
+from sft_nb.data import Loader, few_shot, jitter, load_split
 from sft_nb.freezing import moved
 from sft_nb.models import TransferModel, snapshot
 from sft_nb.resume import resumable
@@ -31,7 +31,7 @@ from sft_nb.store import StoreError, load_checkpoint, save_checkpoint
 from sft_nb.strategies import FROM_SCRATCH, FULL, L2_SP, LORA, LP_FT, Phase, Solved, run_phases, scaled
 from sft_nb.training import stoppable
 
-TASK = pocket("digits_wild")
+TASK = load_split("digits_wild")
 SCHEDULES = ("one_cycle", "slanted", "cosine", "constant")
 OPTIMISERS = ("adam", "sgd", "adamw", "sgd")
 

@@ -21,7 +21,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 from sft_nb.blocks import blocks, select
 from sft_nb.core import set_seed
-from sft_nb.data import Loader, few_shot, pocket
+from sft_nb.data import Loader, few_shot, load_split
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.features import Features, extract
 from sft_nb.freezing import moved, trainable
@@ -54,7 +54,7 @@ from sft_nb.strategies import (
 from sft_nb.training import Step
 
 each = pytest.mark.parametrize("name", STRATEGIES)
-TASK, PRE = pocket("digits_wild"), load_pretrained("pocket")
+TASK, PRE = load_split("digits_wild"), load_pretrained("pocket")
 
 
 def few(shots=1, batch_size=5, seed=0):

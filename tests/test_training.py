@@ -17,20 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb.core import set_seed
-from sft_nb.data import Images, Loader, jitter, pocket_source, shuffled
+from sft_nb.data import Images, Loader, jitter, shuffled
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.freezing import freeze, moved, unchanged
-from sft_nb.models import (
-    POCKET_MEAN,
-    POCKET_STD,
-    PocketResNet,
-    adapt,
-    load_pretrained,
-    normalise,
-    snapshot,
-    source_network,
-)
+from sft_nb.models import adapt, load_pretrained, normalise, snapshot, source_network
 from sft_nb.objective import risk, sq_dist
+from sft_nb.sources.pocket import POCKET_MEAN, POCKET_STD, PocketResNet, pocket_source
 from sft_nb.training import Step, fit, kept_bytes, pretrain, step_flops, steps
 
 import torchvision  # isort: skip (after sft_nb)

@@ -28,17 +28,23 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
+from sft_nb.albums import unpack_pictures
 from sft_nb.dashboard import Panel
-from sft_nb.data import TASKS, Loader, load_split, read_picture, unpack_pictures
+from sft_nb.data import Loader, load_split
+from sft_nb.deltas import save_delta
 from sft_nb.evaluation import accuracy, predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.peft import add_lora, save_delta
+from sft_nb.peft import add_lora
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
+from sft_nb.records import Config, known_names
 from sft_nb.sessions import Session, Worker, block_table
+from sft_nb.sources.pocket import TASKS
+from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
+from sft_nb.training import Step
 from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
 
 QUICK = dict(shots=4, epochs=6)  # twelve steps
@@ -161,7 +167,7 @@ def test_an_interrupted_kernel_leaves_a_stopped_session():
     code = """
 import _thread, threading, time, warnings
 warnings.simplefilter("ignore")
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.store import digest
 c = Config(strategy="full", shots=4, epochs=6)
@@ -283,6 +289,18 @@ def test_f_star_is_scikit_learns():
     z = torch.from_numpy(lr.decision_function(x))
     loss = nn.functional.cross_entropy(z, f.y) + 0.025 * float((lr.coef_**2).sum())
     assert abs(float(loss) - s.best.loss) < 1e-6 and s.best.gap <= 1e-8
+
+
+@pytest.mark.parametrize("name", ["linear_probing", "lp_ft"])
+def test_the_certificate_of_a_solved_head_is_kept_and_shown(name):
+    s = Session(Config(strategy=name, **QUICK))
+    panel = Panel(s)
+    record = s.run()
+    probe = s.solved.probe
+    assert s.solved.phase == "probe" and probe.gap <= 1e-8 and all(isinstance(step, Step) for step in s.steps)
+    assert len(s.steps) == s.total == record.steps and (len(s.steps) > 0) == (name == "lp_ft")
+    panel.refresh()
+    assert f"head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above" in panel.board.parts["where"].value
 
 
 @pytest.mark.parametrize(
@@ -589,7 +607,7 @@ def test_the_table_of_runs_tells_two_runs_apart():
     r = Session(Config(strategy="full", shots=2, epochs=1)).run()
     rows = [dashboard._run_row(replace(r, config=replace(r.config, **{n: v}))) for n, v in
             dict(seed=7, epochs=3, shots=9, strategy="lora", task="hue", pretrained="pocket_hue").items()
-            if v in Config.__dataclass_fields__[n].metadata.get("known", [v])]  # fmt: skip
+            if v in (known_names(Config.__dataclass_fields__[n]) or [v])]  # fmt: skip
     assert len({str(row) for row in rows} | {str(dashboard._run_row(r))}) == len(rows) + 1
 
 
@@ -836,7 +854,7 @@ def test_a_session_needs_no_ipywidgets():
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["ipywidgets"] = sys.modules["IPython"] = None
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.widgets import as_code, misfits
 print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))
