@@ -74,7 +74,7 @@ class Setting:
     data: str = ""  # As in a Record
     keep: Path | str | None = None  # As for `run`
     every: int | None = None
-    known: dict[int, Features] = field(default_factory=dict, repr=False, compare=False)  # id of a set -> its features
+    known: dict[int, tuple] = field(default_factory=dict, repr=False, compare=False)  # id of a set -> it, its features
 
     def loader(self, ds: Examples, batch_size: int = 200, **kwargs) -> Loader:
         "Batches as theta_pre wants them, where the experiment runs."
@@ -102,8 +102,8 @@ class Setting:
         if id(ds) not in self.known:
             dl, net = self.loader(ds), copied(self.pre.backbone).to(self.config.device)
             f = extract(net, dl) if self.keep is None else cached(net, dl, cache=Cache(as_path(self.keep)))
-            self.known[id(ds)] = Features(f.x.to(self.config.device), f.y.to(self.config.device))
-        return self.known[id(ds)]
+            self.known[id(ds)] = ds, Features(f.x.to(self.config.device), f.y.to(self.config.device))
+        return self.known[id(ds)][1]
 
     @cached_property
     def search(self) -> tuple[str, tuple[float, ...]]:

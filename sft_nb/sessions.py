@@ -270,8 +270,8 @@ def _work(session):
     yield
     session.doing = "solving the head on frozen features"
     phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
-    s.known[id(s.few)] = yield from _whole(phi)
-    session.best = solve_head(s.known[id(s.few)], len(s.task.classes), session.config.l2s[0])
+    s.known[id(s.few)] = s.few, (yield from _whole(phi))
+    session.best = solve_head(s.features(s.few), len(s.task.classes), session.config.l2s[0])
     if isinstance(fit.phases[0].start, Solve):  # this very head
         fit = session.fit = fit.given(session.best)
     yield from _look(session)

@@ -61,11 +61,11 @@ class Solved:
     __hash__ = None
 
 # %% ../nbs/41_starts.ipynb #43e00030
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given:
     "Begin with a head that was solved already, on the features of this backbone."
 
-    probe: Probe = field(repr=False, compare=False)
+    probe: Probe = field(repr=False)
 
     def begin(self, model: TransferModel, dl: Loader | None, phase: Any) -> Probe | None:
         "Put it in its place."

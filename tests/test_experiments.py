@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb import cache, experiments, records, sweeps
 from sft_nb.cli import main
-from sft_nb.data import Images, Split, few_shot
+from sft_nb.data import Images, Split, few_shot, load_split
 from sft_nb.experiments import run
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
