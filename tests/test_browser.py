@@ -290,7 +290,7 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     assert page.evaluate("() => document.activeElement.textContent") == "Stop"  # the focus stays where it was
     looked_at(page, tmp_path, panel=LP_FT)
     panel = shown(page, LP_FT)
-    setting, curve = (panel.locator(part).first for part in ('.jupyter-widgets:has(> label)', "svg"))
+    setting, curve = (panel.locator(part).first for part in (".jupyter-widgets:has(> label)", "svg"))
     for width, beside in ((1400, True), (800, False)):
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(1000)
