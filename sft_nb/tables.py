@@ -151,6 +151,11 @@ def _paired(a, b, but, value):
             raise ValueError(
                 f"a pair on {x.config.task} has test sets of {x.n} and {y.n} examples: they are not the same"
             )
+    return pairs
+
+# %% ../nbs/32_tables.ipynb #12c0de6b
+def _warn_unequal(pairs):
+    "Warn where one of two chose among more candidates."
     more = [(len(x.tried), len(y.tried)) for x, y in pairs.values() if len(x.tried) != len(y.tried)]
     if more:
         warnings.warn(
@@ -158,9 +163,8 @@ def _paired(a, b, but, value):
             f"{more[0][1]}): who tries more looks better than he is",
             stacklevel=3,
         )
-    return pairs
 
-# %% ../nbs/32_tables.ipynb #12c0de6b
+
 def _units(pairs, value):
     "The mean difference of every unit: the pairs of a target, or of a network, share more than their seeds differ in."
     for unit, name in (("target", "task"), ("network", "pretrained"), ("seed", "seed")):
@@ -170,7 +174,7 @@ def _units(pairs, value):
         if len(groups) > 1 or unit == "seed":
             return unit, torch.tensor([fmean(d) for d in groups.values()], dtype=torch.float64)
 
-
+# %% ../nbs/32_tables.ipynb #43f0000b
 def compare(
     a: Iterable[Record],
     b: Iterable[Record],  # The same experiments, but for the fields in `but`
@@ -184,6 +188,7 @@ def compare(
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}")
     pairs = _paired(a, b, but, value)
+    _warn_unequal(pairs)
     unit, d = _units(pairs, value)
     least = 1e-12 * max(
         abs(r.value(value)) for pair in pairs.values() for r in pair
