@@ -651,7 +651,8 @@ def test_kill_9_at_random_moments(tmp_path):
         os.kill(pid, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         if i % 4 == 3:
-            model, *rest = setting("gradual", seed=3)
+            begun = folder.exists() and load_checkpoint(folder)  # a busy machine may have written nothing in four tries
+            model, *rest = setting("gradual", seed=3 if begun else 0)
             assert same(list(resumable(model, *rest, folder, 1, **kept())), model, "gradual"), i
             assert equal(load_checkpoint(folder), last_state("gradual")), i
     assert killed >= 6
