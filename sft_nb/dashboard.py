@@ -91,20 +91,26 @@ _ABOUT = dict(
 )  # fmt: skip
 
 
-class _Board:
-    "What a panel shows: made once, filled anew as often as it likes."
+_COLUMN = dict(
+    flex="1 1 32em", min_width="0"
+)  # two such columns where there is room for both, else one below the other
 
-    def __init__(self):
+
+class _Board:
+    "What a panel shows, beside the controls that it reads: made once, filled anew as often as it likes."
+
+    def __init__(self, controls=()):
         import ipywidgets as W
 
         names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
         self.buttons = {n: W.Button(description=names[n], tooltip=text) for n, text in _ABOUT.items()}
         self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
         self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
-        said, what, state, *rest = self.parts.values()
-        gone = W.HTML(_GONE)
+        said, what, state, where, curves, *below = self.parts.values()
         buttons = W.HBox([*self.buttons.values()], layout=W.Layout(flex_flow="row wrap"))
-        self.box = W.VBox([buttons, gone, said, what, state, self.bar, *rest])
+        live = [buttons, W.HTML(_GONE), said, what, state, self.bar, where, curves]
+        columns = [W.VBox(kids, layout=W.Layout(**_COLUMN)) for kids in (controls, live) if kids]
+        self.box = W.VBox([W.HBox(columns, layout=W.Layout(flex_flow="row wrap")), *below])
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
@@ -171,7 +177,11 @@ class _Watcher:
     def __init__(self, what):
         self.what, self.session, self.records = what, what if isinstance(what, Session) else None, []
         self.said, self._said_of = "", ""  # The last answer, and the state that it was given in
-        self.board, self._lock, self._turn = _Board(), threading.RLock(), 0
+        self.board, self._lock, self._turn = (
+            _Board([what.box] if isinstance(what, Controls) else []),
+            threading.RLock(),
+            0,
+        )
         self.box = self.board.box
 
     def _state(self):
@@ -205,13 +215,15 @@ class _Watcher:
 
 # %% ../nbs/22_dashboard.ipynb #16c0de55
 class Panel(_Watcher):
-    "Buttons for a session, its curves, what moves in it, and all records so far. It watches; it never trains."
+    "Controls, buttons, curves, what moves in a session, and all records so far. It watches; it never trains."
 
     _repr_mimebundle_ = View._repr_mimebundle_
 
     def __init__(
         self,
-        what: Config | Controls | Session,  # What Start will train; Controls are read when it is pressed
+        what: Config
+        | Controls
+        | Session,  # What Start will train; Controls stand beside it and are read when it is pressed
         every: int = 10,  # As in `Session`
     ):
         super().__init__(what)

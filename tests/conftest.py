@@ -27,6 +27,11 @@ def pytest_configure(config):
         "browser: needs a browser",
     ):
         config.addinivalue_line("markers", marker)
+    for rule in (
+        r"error:::sft_nb(\..*)?$",  # what a library says to our own code is mended, not read past
+        "ignore:torchvision was built for another torch",  # ours, of this machine
+    ):
+        config.addinivalue_line("filterwarnings", rule)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -198,6 +198,7 @@ def test_the_tour_runs_in_a_browser(browser, lab, tmp_path):
 SLIDERS = ".sft-box:has(.widget-slider):has(svg)"
 CONTROLS = ".sft-box:has(select):has(pre)"
 PANEL = '.sft-box:has(button:has-text("Forecast"))'
+LP_FT = f'{PANEL}:has(code:has-text("lp_ft"))'
 STRATEGIES = list(Config.__dataclass_fields__["strategy"].metadata["known"])
 
 
@@ -266,10 +267,10 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     page = opened(browser, lab, "22_dashboard.ipynb")
     nb = run_all(page, lab, "22_dashboard.ipynb")
     assert not errors(nb) and not not_run(nb)
-    epochs = shown(page, '.jupyter-widgets:has(> label:text-is("epochs")) input')
+    panel = shown(page, LP_FT)
+    epochs = panel.locator('.jupyter-widgets:has(> label:text-is("epochs")) input')
     epochs.fill("2000")
     epochs.press("Enter")
-    panel = shown(page, f"{PANEL}:has-text('lp_ft')")
     panel.evaluate(LOOK)
     press(page, panel, "Start")
     until(page, panel, "running")
@@ -287,8 +288,16 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     )
     assert stopped < 3 and rate > 0.5
     assert page.evaluate("() => document.activeElement.textContent") == "Stop"  # the focus stays where it was
-    looked_at(page, tmp_path, controls=CONTROLS, panel=PANEL)
-    panel = shown(page, f"{PANEL}:has-text('lp_ft')")
+    looked_at(page, tmp_path, panel=LP_FT)
+    panel = shown(page, LP_FT)
+    setting, curve = (panel.locator(part).first for part in ('.jupyter-widgets:has(> label)', "svg"))
+    for width, beside in ((1400, True), (800, False)):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(1000)
+        a, b = setting.bounding_box(), curve.bounding_box()
+        assert (a["x"] + a["width"] <= b["x"]) is beside, (width, a, b)  # a change and its effect are seen together
+        assert not beside or b["y"] + b["height"] - a["y"] < 800, (width, a, b)
+    page.set_viewport_size({"width": 1400, "height": 1000})
     press(page, panel, "Continue")
     until(page, panel, "running")
     menu(page, "Kernel")
