@@ -8,12 +8,24 @@ __all__ = ['add_options', 'Parser', 'run', 'main']
 # %% ../nbs/28_cli.ipynb #28c0de01
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from datetime import timedelta
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
+
+# %% ../nbs/28_cli.ipynb #43f00020
+class _Again(argparse.Action):
+    "Each time that the option is given, its values are one more tuple; the default is none of them."
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), tuple(values)])
 
 # %% ../nbs/28_cli.ipynb #12c0de70
 def add_options(
@@ -21,15 +33,17 @@ def add_options(
     several: bool = False,  # Whether an option takes several values, as for a sweep
 ) -> None:
     "Every field of Config as an option."
-    from sft_nb.experiments import Config
+    from sft_nb.records import Config, is_several, kind_of, known_names
 
     for f in fields(Config):
-        about = f.metadata
-        known = about.get("known", ())
+        about, known, many = f.metadata, known_names(f), is_several(f)
         there = ", ".join(known[:14]) + ", ..." * (len(known) > 14) or f"{about['low']:g} to {about['high']:g}"
+        default = " ".join(map(str, f.default)) if many else f.default
+        again = "; given again, it is another experiment's" if many and several else ""
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}", dest=f.name, type=type(f.default), default=[f.default] if several else f.default,
-            nargs="+" if several else None, metavar=f.name.upper(), help=f"{about['help']} ({there}; default {f.default})",
+            f"--{f.name.replace('_', '-')}", dest=f.name, type=kind_of(f), default=[f.default] if several else f.default,
+            nargs="+" if several or many else None, action=_Again if several and many else None, metavar=f.name.upper(),
+            help=f"{about['help']} ({there}; default {default}{again})",
         )  # fmt: skip
 
 # %% ../nbs/28_cli.ipynb #28c0de02
@@ -54,6 +68,9 @@ def _parser(
     one.add_argument("--out", help="append the record to this file of JSON lines")
     many.add_argument("--out", required=True, help="the file of JSON lines; what it holds is not run again")
     many.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
+    for p in (one, many):
+        p.add_argument("--keep", help="a folder: features and checkpoints are kept there, and found after a restart")
+        p.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
     summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
@@ -63,41 +80,94 @@ def _parser(
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
     return top
 
+# %% ../nbs/28_cli.ipynb #52749c87
+def _launched():
+    "This process's rank, and how many torchrun started: the environment knows, and needs no torch."
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _board():
+    "What the processes have in common from their first line to their last; with no launcher there is one process."
+    import torch.distributed as dist
+
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return next(dist.rendezvous("env://"))[0] if agent else dist.HashStore()
+
+
+def _tell(what, who=""):
+    "Say it on standard error, unless another process says the same: then wait until it has."
+    board, key = _board() if _launched()[1] > 1 else None, sha256(repr(what).encode()).hexdigest()
+    if board and board.add(key, 1) > 1:
+        with suppress(RuntimeError):  # it did not come to that
+            board.wait([f"{key} is said"], timedelta(seconds=20))
+            return
+    print(f"sft_nb: {who}{what}", file=sys.stderr, flush=True)
+    if board:
+        board.set(f"{key} is said", "")
+
+# %% ../nbs/28_cli.ipynb #ea3fd112
+@contextmanager
+def _work(device) -> Iterator[bool]:  # Whether this is the process that prints and writes
+    "What all processes do together. Wrong may be with one of them from here on, so the error says with which."
+    from sft_nb.processes import group
+
+    rank, size = _launched()
+    try:
+        with group(device):
+            yield rank == 0
+    except Exception as e:
+        e.who = f"process {rank} of {size}: " * (size > 1)
+        raise
+
+
+def _check_places(out, keep):
+    "Before the work: can its results be kept? The record is the first process's, the folder everybody's."
+    from sft_nb.store import as_path, check_writable
+
+    if out and _launched()[0] == 0:
+        check_writable(out)
+    if keep:
+        check_writable(as_path(keep) / "new")
+
 # %% ../nbs/28_cli.ipynb #12c0de72
 def run(
     config,  # A Config
+    keep=None,  # As for `experiments.run`
+    every=50,
 ):  # Its Record
-    "`experiments.run`, which tells standard error what it is doing."
+    "`experiments.run`, which tells standard error what it is doing; of several processes the first tells it."
     from sft_nb import experiments
 
     log, lines = logging.getLogger(experiments.__name__), logging.StreamHandler(sys.stderr)
     level, _ = log.level, log.addHandler(lines)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if _launched()[0] == 0 else logging.ERROR)
     try:
-        return experiments.run(config)
+        return experiments.run(config, keep, every)
     finally:
         log.removeHandler(lines)
         log.setLevel(level)
 
 
 def _options(args):
-    from sft_nb.experiments import Config
+    from sft_nb.records import Config
 
     return {f.name: getattr(args, f.name) for f in fields(Config)}
 
 
 def _run(args):
     "The record, printed before it is appended: a disk that is full takes it from the file only."
-    from sft_nb.experiments import Config, render
-    from sft_nb.store import append_line, check_writable
+    from sft_nb.records import Config
+    from sft_nb.store import append_line
+    from sft_nb.tables import render
 
     config = Config(**_options(args))
     render([], args.format)  # what it cannot do, it says now
-    if args.out:
-        check_writable(args.out)
-    record = run(config)
-    print(render([record.row()], args.format), end="", flush=True)
-    if args.out:
+    with _work(config.device) as first:
+        _check_places(args.out, args.keep)
+        record = run(config, args.keep, args.every)
+    if first:
+        print(render([record.row()], args.format), end="", flush=True)
+    if first and args.out:
         append_line(args.out, asdict(record))
 
 # %% ../nbs/28_cli.ipynb #28c0de03
@@ -106,29 +176,36 @@ def _duration(seconds):
 
 
 def _sweep(args):
-    from sft_nb.experiments import forecast, grid, remaining, render, sweep
-    from sft_nb.store import check_writable
+    from sft_nb.records import grid
+    from sft_nb.sweeps import forecast, remaining, sweep
+    from sft_nb.tables import render
 
-    configs = grid(**_options(args))
+    configs, records = grid(**_options(args)), []
     render([], args.format)
-    left = remaining(configs, args.out)
-    if left and not args.forecast:
-        check_writable(args.out)
-    where = sys.stdout if args.forecast else sys.stderr
-    print(f"{len(left)} of {len(configs)} runs to do", file=where, flush=True)
-    if left:
-        cost = forecast(left)
-        print(f"about {_duration(cost.seconds)}, {cost.peak_bytes / 1e6:.0f} MB", file=where)
-    if not args.forecast:
-        print(render([r.row() for r in sweep(configs, args.out)], args.format), end="", flush=True)
+    with _work("cuda" if any(c.device == "cuda" for c in configs) else "cpu") as first:
+        tell = (
+            partial(print, file=sys.stdout if args.forecast else sys.stderr, flush=True) if first else lambda text: None
+        )
+        left = remaining(configs, args.out)
+        if left and not args.forecast:
+            _check_places(args.out, args.keep)
+        tell(f"{len(left)} of {len(configs)} runs to do")
+        if left:
+            cost = forecast(left)
+            tell(f"about {_duration(cost.seconds)}, {cost.peak_bytes / 1e6:.0f} MB")
+        if not args.forecast:
+            records = sweep(configs, args.out, args.keep, args.every)
+    if first and not args.forecast:
+        print(render([r.row() for r in records], args.format), end="", flush=True)
 
 # %% ../nbs/28_cli.ipynb #28c0de04
 def _where(records, conditions):
     "The records whose Config has these values, each given as FIELD=VALUE."
     from sft_nb.core import unknown
-    from sft_nb.experiments import Config
+    from sft_nb.records import Config, is_several, kind_of
 
-    kinds = {f.name: type(f.default) for f in fields(Config)}
+    several = lambda f: lambda text: tuple(map(kind_of(f), text.replace(",", " ").split()))
+    kinds = {f.name: several(f) if is_several(f) else kind_of(f) for f in fields(Config)}
     for condition in conditions:
         name, _, value = condition.partition("=")
         if name not in kinds:
@@ -145,7 +222,8 @@ def _table(args):
     for path in args.paths:
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(f"there is no file {path}: a sweep writes one with --out {path}")
-    from sft_nb.experiments import read_records, render, table
+    from sft_nb.records import read_records
+    from sft_nb.tables import render, table
 
     held = [r for path in args.paths for r in read_records(path)]
     if not held:
@@ -160,21 +238,26 @@ def _table(args):
 def _one_line() -> Iterator[None]:
     "A warning is one line of standard error, without the code that it came from."
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: print(f"sft_nb: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *rest: _tell(str(message))
         yield
 
 
 def main(
     argv: Sequence[str] | None = None,  # The words after `sft_nb`; the command line's own if None
 ) -> int:  # 0 done, 2 wrong input, 130 stopped by Ctrl-C
-    "The command line: every field of Config is an option."
+    "The command line, in one process or in each of those that torchrun started: every field of Config is an option."
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
             dict(run=_run, sweep=_sweep, table=_table)[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f"sft_nb: {' '.join(str(e).split())[:400] or type(e).__name__}", file=sys.stderr)
+        _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
+        return 2
+    except RuntimeError as e:
+        if "by peer" not in str(e):
+            raise
+        _tell("another process has ended, and the work of all ends with it: it has said why")
         return 2
     except KeyboardInterrupt:
         print("sft_nb: stopped; a sweep goes on from its file when it is called again", file=sys.stderr)

@@ -14,9 +14,10 @@ from html import escape
 
 from .core import sentence
 from .evaluation import interval
-from .experiments import Config, forecast
+from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
-from .widgets import Controls, View, as_code, gallery, html_table, misfits, still_picture, svg_curve, thumbnail
+from .sweeps import forecast
+from .widgets import Controls, View, as_code, gallery, html_table, misfits, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
 def _curves(session, title=""):
@@ -27,7 +28,8 @@ def _curves(session, title=""):
         [(i, s.loss) for i, s in enumerate(session.steps)], f"{title}loss of a batch", end,
         None if best is None else best.loss, "F*: best head on frozen features",
     )  # fmt: skip
-    return loss, svg_curve(session.valid, "accuracy on validation pictures", end, top=1.0)
+    examples = session.setting.pre.called if session.setting else "examples"
+    return loss, svg_curve(session.valid, f"accuracy on validation {examples}", end, top=1.0)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de5a
 def _run_row(r):
@@ -36,7 +38,7 @@ def _run_row(r):
     return dict(
         strategy=c.strategy, theta_pre=c.pretrained, task=c.task, shots=c.shots, epochs=c.epochs, seed=c.seed,
         chosen=r.chosen, valid=r.valid, test=f"{r.accuracy:.3f} ({low:.3f} to {high:.3f})", loss=r.loss,
-        learned=r.trained, seconds=r.seconds,
+        learned=r.price.trained, seconds=r.price.seconds,
     )  # fmt: skip
 
 
@@ -55,6 +57,9 @@ def _standing(session):
     where = f"step {len(session.steps)} of {session.total}" if session.total else ""
     if session.state == "running" and session.steps:
         where += f", phase {session.steps[-1].phase!r}" + (f", about {left:.0f} s left" if left else "")
+    if session.solved:
+        probe = session.solved.probe
+        where += f"{', ' * bool(where)}head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above the minimum"
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 
@@ -69,7 +74,7 @@ def _live(text, tag="span"):
 
 
 def _chosen(y, n=8):
-    "Where the first pictures of every class stand, and then the second ones, until there are n."
+    "Where the first rows of every class stand, and then the second ones, until there are n."
     seen, turns = Counter(), []
     for i, c in enumerate(y.tolist()):
         turns.append((seen[c], c, i))
@@ -77,12 +82,12 @@ def _chosen(y, n=8):
     return [i for *_, i in sorted(turns)[:n]]
 
 
-def _samples(session, pictures, chosen):
-    "Some validation pictures, and what the model takes them for."
+def _samples(session, rows, chosen):
+    "Some validation rows, and what the model takes them for."
     classes, y = session.setting.task.classes, session.setting.task.valid.y
     told = {i: (int(y[i]), int(session.logits[i].argmax())) for i in chosen}
     captions = [f"{classes[a]}: " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
-    return gallery(pictures, captions)
+    return gallery(rows, captions)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de52
 _ABOUT = dict(
@@ -114,23 +119,23 @@ class _Board:
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
-    "Show how things are; pictures and tables after a look, and at most once a second, for they are large."
+    "Show how things are; rows and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
-    shown = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
-    shown["runs"] = html_table([_run_row(r) for r in records])
+    texts = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
+    texts["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
-        shown["what"] = f"<code>{escape(as_code(session.config))}</code>"
-        shown["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
+        texts["what"] = f"<code>{escape(as_code(session.config))}</code>"
+        texts["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):
             board.due = now + 1
             if board.look is None or board.look[0] != look[0]:
                 valid = session.setting.task.valid
                 board.chosen = _chosen(valid.y)
-                board.pictures = [*map(thumbnail, valid.x[board.chosen])]
-            board.look, shown["samples"] = look, _samples(session, board.pictures, board.chosen)
-            shown["blocks"] = html_table([_block_row(row) for row in session.blocks])
-    for name, text in shown.items():
+                board.rows = [shown(x, session.setting.pre.kind) for x in valid.x[board.chosen]]
+            board.look, texts["samples"] = look, _samples(session, board.rows, board.chosen)
+            texts["blocks"] = html_table([_block_row(row) for row in session.blocks])
+    for name, text in texts.items():
         board.parts[name].value = text
 
 # %% ../nbs/22_dashboard.ipynb #16c0de53
@@ -150,15 +155,15 @@ def _forecast(panel):
     if panel.session is not None and panel.session.state == "running":
         return "a forecast measures, and needs the machine for itself: pause or stop the training first"
     with RandomStream():
-        cost = forecast([replace(panel.config(), budget=1)])
+        cost = forecast([panel.config().first()])
     seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
-    return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the pictures"
+    return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the examples"
 
 
 def _adopt(panel):
     "Say in the controls what a panel trains, and watch a training under way: a cell run again throws nothing away."
     if isinstance(panel.what, Controls):
-        panel.what.hold("budget", 1, "a panel trains one candidate; the experiments of chapter 12 try several")
+        panel.what.one_candidate("a panel trains one candidate, the first; the experiments of chapter 12 try several")
     if panel.session is None and isinstance(under_way(), Session):
         panel.session = under_way()
         panel.say("this training was under way when the panel was made: it goes on, and the panel watches it")

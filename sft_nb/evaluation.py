@@ -15,6 +15,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
+from .processes import gather, my_batches, my_rng
+
 # %% ../nbs/09_evaluation.ipynb #13d89109
 class _Diverged(ValueError, FloatingPointError):
     "Wrong input to whoever measures; to a search, one more candidate whose numbers ran away."
@@ -68,15 +70,16 @@ def _logits_of(out):
 def predict(
     model: nn.Module,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order; they go where the model's parameters are
-) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N], on the CPU
+) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N], on the CPU; of all rows in every process
     "The model's logits in eval mode; every module's mode is left as it was found."
     modes, out = [(m, m.training) for m in model.modules()], []
+    batches, counts = my_batches(dl)
     at = next((p for p in model.parameters() if p.is_floating_point()), None)
     there = lambda x: x if at is None else x.to(at.device, at.dtype if x.is_floating_point() else None)
     try:
         model.eval()
-        with torch.no_grad():
-            for batch in dl:
+        with torch.no_grad(), my_rng():
+            for batch in batches:
                 if not isinstance(batch, list | tuple) or len(batch) != 2:
                     raise ValueError(
                         f"predict needs batches (inputs, labels); the loader gave a {type(batch).__name__}"
@@ -88,7 +91,7 @@ def predict(
             m.training = mode
     if not out:
         raise ValueError("the loader is empty: there is nothing to evaluate")
-    logits, y = torch.cat([z for z, _ in out]), torch.cat([y for _, y in out])
+    logits, y = (gather(torch.cat(part)[: None if counts else 0]) for part in zip(*out, strict=True))
     _check(logits, y)
     return logits, y
 

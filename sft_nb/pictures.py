@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import zoo
+from .albums import count_pictures, unpack_pictures
 from .core import sentence
-from .data import Images, Loader, count_pictures, image_folder, read_picture, unpack_pictures
+from .data import Images, Loader
+from .deltas import delta_about, load_delta, save_delta
 from .evaluation import Ledger, Score, confusion, predict, worst
-from .experiments import Config
 from .features import extract
 from .models import Pretrained, TransferModel, adapt, load_pretrained
-from .peft import delta_about, load_delta, save_delta
 from .probing import choose, l2_path
 from .sessions import RandomStream
+from .sources.vision import image_folder, read_picture
 from .widgets import View, gallery, html_table, thumbnail
 
 # %% ../nbs/27_pictures.ipynb #16c0de61
@@ -58,6 +60,13 @@ class Learned(Taught):
         return Ledger().score("own pictures", self.logits, self.test.y)
 
 
+def _of_pictures(pre):
+    "The network, if it is one that reads pictures."
+    if pre.kind != "image":
+        raise ValueError(f"{pre.name} reads {pre.called}, and these are pictures: take a network that reads pictures")
+    return pre
+
+
 def _head(pre, classes):
     "The network with a head that is about to be overwritten."
     with RandomStream():
@@ -83,7 +92,7 @@ def learn_pictures(
     l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on the validation pictures
 ) -> Learned:
     "Features once, the certified head, the l2 that is best on validation pictures, one look at the test pictures."
-    pre = load_pretrained(pretrained)
+    pre = _of_pictures(load_pretrained(pretrained))
     _fits_in_memory(root, pre.size)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -172,7 +181,7 @@ class _OwnBoard:
     def __init__(self, root, pretrained):
         import ipywidgets as W
 
-        names = Config.__dataclass_fields__["pretrained"].metadata["known"]
+        names = tuple(zoo.networks())
         wide = dict(layout=W.Layout(width="30em", max_width="98%"), style=dict(description_width="7em"))
         row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap"))
         self.folder = W.Combobox(value=str(root), options=_nearby(), description="folder or zip", **wide)

@@ -7,17 +7,17 @@ __all__ = ['Probe', 'l2_path', 'solve_head', 'choose', 'cross_validate', 'Ridge'
 
 # %% ../nbs/08_probing.ipynb #8e6aa2f1
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from .features import Features
-from .objective import _best_bias, _gap, _gap_sums
+from .processes import alone, gather, rank_and_size, total
+from .solver import Problem, newton_path
 
 # %% ../nbs/08_probing.ipynb #42313ffd
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ class Probe:
         return x @ self.W.T.to(x) + self.b.to(x)
 
 # %% ../nbs/08_probing.ipynb #f3721343
-def _alone(t):
-    return t  # the sum over the processes that share the rows, where there is one
-
-
 def _strengths(l2s, zero=True):
     "The values of l2 as a list of floats: they may be an array, or a generator, which can be read only once."
     l2s = [l2s] if isinstance(l2s, int | float) else [float(l2) for l2 in l2s]
@@ -64,7 +60,7 @@ def _vector(t, n, of, like):
     return t.to(like.device).double()
 
 
-def _checked(feats, num_classes, weights=None, class_weights=None, total=_alone):
+def _checked(feats, num_classes, weights=None, class_weights=None):
     "The examples' shares in the mean, float64 [N], or one sentence on what is wrong."
     x, y, n = feats.x, feats.y, len(feats.y)
     if int(total(torch.tensor(n))) == 0 or x.ndim != 2 or not x.shape[1] or len(x) != n or y.shape != (n,):
@@ -81,363 +77,72 @@ def _checked(feats, num_classes, weights=None, class_weights=None, total=_alone)
         raise ValueError(f"weights must be {n} numbers >= 0, not all zero, and of finite sum; their sum is {whole:g}")
     return w / whole
 
-# %% ../nbs/08_probing.ipynb #f1d2f500
-class _Problem:
-    "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
-
-    def __init__(self, x, y, w, num_classes, total=_alone):
-        self.total, self.x, used = total, x, (w > 0).nonzero()[:, 0]
-        self.used = None if len(used) == len(w) else used
-        y, self.w, self.n = y[used].long(), w[used], int(total(torch.tensor(len(used))))
-        share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
-        self.classes = share.nonzero()[:, 0]
-        self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
-        numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
-        self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
-        self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
-        self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
-        if not math.isfinite(var):
-            raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
-        self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
-
-    def rows(self, i):
-        return self.x[i if self.used is None else self.used[i]]
-
-    def chunks(self):
-        starts = range(0, max(1, len(self.y)), self.height)  # a process without rows has one empty chunk
-        return ((s, self.rows(s)) for s in (slice(i, i + self.height) for i in starts))
-
-    def raw(self, V, dtype):
-        "What V does to features as they are stored: a matrix, and a column of biases."
-        A = V[:, :-1].double() / self.scale
-        return A.to(dtype), (V[:, -1].double() - A @ self.mean).to(dtype)[:, None]
-
-    def lift(self, Q, q):
-        "The gradient by V from sums over stored features: Q = T X and q = T 1."
-        return torch.cat([(Q - q[:, None] * self.mean) / self.scale, q[:, None]], 1)
-
-# %% ../nbs/08_probing.ipynb #5b1e7f0a
-class _Logits:
-    "A head's logits, chunk by chunk and as often as one likes: computed anew each time, or kept where they are few."
-
-    def __init__(self, problem, V, dtype, kept=()):
-        self.problem, self.dtype, self.kept = problem, dtype, list(kept)
-        self.A, self.a = problem.raw(V, dtype)
-
-    def __iter__(self):
-        for k, (s, c) in enumerate(self.problem.chunks()):
-            if k < len(self.kept):
-                z = self.kept[k]
-            else:
-                z = torch.addmm(self.a, self.A, c.to(self.dtype).T)
-                self.kept += [z] * self.problem.few
-            yield s, c, z  # which rows, their features [rows, D], their logits [C, rows]
-
-# %% ../nbs/08_probing.ipynb #366def10
-def _spectrum(problem, rows, dtype, l2):
-    "Eigenvalues and eigenvectors of the features' covariance, from at most `rows` rows, in float32 where that can be."
-    n = len(problem.y)
-    rows = math.ceil(rows * n / problem.n)
-    some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
-    some = some.to(problem.x.device)
-    total = problem.total(problem.w[some].sum())
-    gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
-    for part in some.split(problem.height):
-        w = (problem.w[part] / total).sqrt()[:, None] / problem.scale
-        c = ((problem.rows(part).double() - problem.mean) * w).to(dtype)
-        gram.addmm_(c.T, c)
-    values, vectors = torch.linalg.eigh(problem.total(gram))
-    if dtype == torch.float32 and max(values[0].item(), l2) < 1e-7 * values[-1].item():  # columns of very unequal size
-        return _spectrum(problem, rows, torch.float64, l2)
-    return values.clamp(min=0), vectors
-
-# %% ../nbs/08_probing.ipynb #5b1e7f05
-def _centred(V):
-    return V - V.mean(0)  # what all classes share changes no probability and costs norm
-
-
-def _look(problem, Z, b=0.0, back=False):
-    "The mean loss with b added to the logits, T 1 and curvature by b, [C] and [C, C], T X where asked for, and |T|."
-    loss = Q = q = pairs = size = 0.0
-    for s, c, z in Z:
-        y, w = problem.y[None, s], problem.w[s]
-        log_p = torch.log_softmax(z.double() + b, 0)
-        loss = loss - w @ log_p.gather(0, y)[0]
-        p = log_p.exp_()
-        T = p * w
-        pairs = pairs + (T.to(z.dtype) @ p.to(z.dtype).T).double()  # how often two classes are confused
-        others = T.scatter_(0, y, 0.0).sum(0)  # 1 - p_y would lose the digits of a row that is sure
-        T.scatter_(0, y, -others[None])
-        Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
-        size = size + 2 * others.sum()
-    pairs = problem.total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
-    return (
-        problem.total(loss).item(),
-        problem.total(q),
-        torch.diag(pairs.sum(1)) - pairs,
-        problem.total(Q) if back else Q,
-        problem.total(size).item(),
-    )
-
-# %% ../nbs/08_probing.ipynb #5b1e7f0e
-def _certified(problem, V, l2, tol):
-    "The head with its best bias, its F and its gap, in the scaled problem and in float64."
-    Z, W = _Logits(problem, V, torch.float64), V[:, :-1]
-
-    def look(b):
-        _, g, S, _, size = _look(problem, Z, b[:, None])
-        return g, S, size
-
-    b, off = _best_bias(look, torch.zeros_like(problem.share), 1e-5 * tol)
-    sums = 0.0
-    for s, c, z in Z:
-        x = (c.double() - problem.mean).div_(problem.scale)
-        part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
-        sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
-    sums = [problem.total(a) for a in sums]
-    F = sums[0].item() + l2 / 2 * W.square().sum().item()
-    gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
-    return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
-
-# %% ../nbs/08_probing.ipynb #bbb1f2f2
-def _hessian(problem, Z, l2, dtype):
-    "V -> H V [C, D + 1], at the head whose logits are Z."
-    w = problem.w.to(dtype)
-
-    def H(V):
-        (A, a), Q, q = problem.raw(V, dtype), 0.0, 0.0
-        for s, c, z in Z:
-            c, p = c.to(dtype), torch.softmax(z, 0)
-            t = torch.addmm(a, A, c.T).mul_(p)
-            t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
-            Q, q = Q + (t @ c).double(), q + t.sum(1).double()
-        HV = problem.lift(problem.total(Q), problem.total(q)).to(dtype)
-        HV[:, :-1] += l2 * V[:, :-1]
-        return _centred(HV)
-
-    return H
-
-
-def _preconditioner(S, l2, spectrum, dtype):
-    "The inverse of curvature x covariance + l2, which is H where the two are independent."
-    a, R = torch.linalg.eigh(S)
-    least = max(1e-12 * a[-1].item(), 1e-300)  # no curvature at all: every row is sure, or there is one class
-    free = R[:, 1:] / a[1:].clamp(min=least).sqrt()  # a[0] = 0 belongs to what all classes share
-    inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
-    scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
-    solve = lambda r: R @ (((R.T @ r) @ Q) / scale) @ Q.T
-    return lambda r: _centred(torch.cat([solve(r[:, :-1]), inverse @ r[:, -1:]], 1))
-
-# %% ../nbs/08_probing.ipynb #d68934b6
-def _direction(G, H, precondition, stop, enough, most):
-    "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`."
-    r = -G
-    p = z = precondition(r)
-    d, rz = torch.zeros_like(r), (r * z).sum()
-    first = rz
-    for _ in range(most):
-        q = H(p)
-        curvature = (p * q).sum()
-        if not curvature > 0 or not rz > 0:
-            break
-        a = rz / curvature
-        d, r = d + a * p, r - a * q
-        z = precondition(r)
-        rz, old = (r * z).sum(), rz
-        if rz <= stop**2 * first or r.norm() <= enough:
-            break
-        p = z + (rz / old) * p
-    return d.double()
-
-# %% ../nbs/08_probing.ipynb #e8221902
-def _slope(problem, Z, U, t):
-    "Slope and curvature of the mean loss at logits Z + t U, by t."
-    sums = problem.w.new_zeros(2)
-    for (s, _, z), (_, _, u) in zip(Z, U, strict=True):
-        w, u = problem.w[s], u.double()
-        u = u - u.gather(0, problem.y[None, s])  # against the own class, so that nothing cancels where a row is sure
-        pu = torch.softmax(z.double() + t * u, 0).mul_(u)
-        m = pu.sum(0)
-        sums[0] += w @ m
-        sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
-    return problem.total(sums).tolist()
-
-
-def _line_search(problem, V, Z, d, U, l2, first):
-    "The step t >= 0 that minimises F along d, by Newton on the slope within a bracket; it is `first` at 0. Logits move by U."
-    low, high, t = 0.0, math.inf, 1.0
-    Wd, dd = (V * d)[:, :-1].sum().item(), d[:, :-1].square().sum().item()
-    for _ in range(50):
-        slope, curve = _slope(problem, Z, U, t)
-        slope, curve = slope + l2 * (Wd + t * dd), curve + l2 * dd
-        low, high = (t, high) if slope < 0 else (low, t)
-        new = t - slope / max(curve, 1e-300)
-        if not low < new < high:  # Newton left the bracket: halve it, or double the step
-            new = (low + high) / 2 if high < math.inf else 2 * t
-        if abs(slope) <= 0.1 * abs(first):
-            return new if abs(new - t) < 1e-2 * t else t
-        t = min(new, 4 * t) if high == math.inf else new
-    return low  # where F still falls
-
-# %% ../nbs/08_probing.ipynb #60cb030e
-def _solve(problem, l2, tol, spectrum, V, dtype):
-    "Newton's method from V to a gap of tol / 2, as far as one can say before the best bias is found; whether it came there."
-    Z, first, best, least, stalled = _Logits(problem, V, dtype), None, math.inf, math.inf, 0
-    for _ in range(500):  # ten to twenty do
-        loss, g, S, Q, _ = _look(problem, Z, back=True)
-        G = problem.lift(Q, g)
-        G[:, :-1] += l2 * V[:, :-1]
-        G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
-        norm = G.norm().item()
-        gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
-        better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
-        stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
-        if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
-            break
-        precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
-        stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
-        d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
-        U = _Logits(problem, d, dtype)
-        t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
-        V = _centred(V + t * d)
-        Z = _Logits(problem, V, dtype, [z.add_(u, alpha=t) for z, u in zip(Z.kept, U.kept, strict=True)])
-    return V, there
-
-# %% ../nbs/08_probing.ipynb #3b9feefd
-def _prepare(problem):
-    "The problem to iterate on, and the way back."
-    if problem.n >= problem.x.shape[1]:
-        return problem, lambda V: V
-    # fewer rows than columns: features [N, N] with the same inner products, and the way back to D columns
-    to, x = torch.linalg.qr(((problem.rows(slice(None)).double() - problem.mean) / problem.scale).T)
-    small = _Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes))
-    return small, lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
-
-
-def _ahead(solved, l2):
-    "Where the path is going: the line through its last two heads, as functions of log l2."
-    if len(solved) < 3 or l2 == 0:
-        return solved[-1][1]
-    (l_0, V_0), (l_1, V_1) = solved[-2:]
-    return V_1 + min(1.0, math.log(l2 / l_1) / math.log(l_1 / l_0)) * (V_1 - V_0)
-
-# %% ../nbs/08_probing.ipynb #906b4370
-_TINY = 1e-13  # stands for l2 = 0 while iterating, in the scaled problem
-
-
-def _sorts(problem, V):
-    "Whether the head gives every example's own class the largest logit: a proof that the training set is separable."
-    wrong = torch.zeros_like(problem.y[:0].sum())
-    for s, _, z in _Logits(problem, V, torch.float64):
-        y = problem.y[None, s]
-        wrong += (z.gather(0, y)[0] <= z.scatter(0, y, -math.inf).amax(0)).sum()
-    return not problem.total(wrong)
-
-
-def _in_units(problem, V, num_classes):
-    "The head in the caller's classes and units. A class without examples gets a probability below e^-40 everywhere."
-    A, a = problem.raw(V, torch.float64)
-    absent = len(A) < num_classes
-    lows = [z.logsumexp(0).min().item() for _, c, z in _Logits(problem, V, torch.float64) if len(c)] if absent else []
-    W, b = A.new_zeros(num_classes, A.shape[1]), A.new_full((num_classes,), min(lows, default=math.inf) - 40)
-    W[problem.classes], b[problem.classes] = A, a[:, 0]
-    return W, b
-
-# %% ../nbs/08_probing.ipynb #bb28ab86
-def _explain(problem, head, l2, gap, tol):
-    "One sentence where there is no minimiser, or where the tolerance was not reached."
-    if l2 == 0 and _sorts(problem, head):
-        raise ValueError(
-            "the training set is separable: without l2 the loss falls for ever as W grows, and there is no minimiser; "
-            "take l2 > 0"
-        )
-    if gap > tol:
-        weak = f": beside features of size {problem.scale:.0e} l2 is next to nothing, so divide them by their size"
-        warnings.warn(
-            f"l2={l2:g}: the certified gap is {gap:.1e}, not {tol:.0e}; float64 gives no more"
-            + weak * (l2 < 1e-14 * problem.scale**2),
-            stacklevel=3,
-        )
-
 # %% ../nbs/08_probing.ipynb #5b1e7f04
 def l2_path(
-    feats: Features,
+    feats: Features,  # This process's rows
     num_classes: int,
     l2s: Sequence[float],  # In any order; solved from the largest to the smallest, each from the one before
     tol: float = 1e-8,  # Largest certified gap, > 0
     weights: Tensor | None = None,  # Of the examples, [N], >= 0; only their ratios count
     class_weights: Tensor | None = None,  # Of the classes, [C]; multiplied into the examples'
-    total: Callable[[Tensor], Tensor] = _alone,  # Sums a tensor over processes that hold a part of the rows each
-) -> list[Probe]:  # In the order of l2s
+) -> list[Probe]:  # In the order of l2s; of several processes in each the same, for the rows of all
     "A certified head for every l2, with one preparation for all of them."
-    w, l2s = _checked(feats, num_classes, weights, class_weights, total), _strengths(l2s)
     if not tol > 0:
         raise ValueError(f"tol is the largest gap that is accepted and must be > 0; got {tol}")
-    problem = _Problem(feats.x, feats.y, w, num_classes, total)
-    small, back = _prepare(problem)
-    unit = problem.scale * (1 if small is problem else small.scale)
-    start = torch.cat([small.mean.new_zeros(len(small.share), small.x.shape[1]), small.share.log()[:, None]], 1)
-    solved = [(math.inf, _centred(start))]
-    exact = small.n * small.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15  # no shortcut, or none that float32 can take
-    wide = torch.float64 if exact else torch.float32
-    spectrum, probes = _spectrum(small, 8 * small.x.shape[1], wide, min(l2s) / unit**2), {}
-    absent = (num_classes - len(problem.classes)) * math.exp(-40)  # what their probability adds to the loss
-    for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
-        V = _ahead(solved, l2)
-        for k, dtype in enumerate([wide] + 12 * [torch.float64]):
-            V, there = _solve(
-                small, max(l2 / unit**2, 1e-26) if l2 else _TINY, tol / 10**k, spectrum, V, dtype
-            )  # its gap is an estimate
-            head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2, tol)
-            gap, V = gap + absent, torch.cat([V[:, :-1], head[:, -1:]], 1)  # on from the best bias
-            if not gap > tol or (dtype == torch.float64 and not there):
-                break
-        solved.append((l2, V))
-        _explain(problem, head, l2, gap, tol)
-        probes[l2] = Probe(*_in_units(problem, head, num_classes), loss, gap, l2)
+    w, l2s = _checked(feats, num_classes, weights, class_weights), _strengths(l2s)
+    x, y, few = feats.x, feats.y, int(total((w > 0).sum())) < feats.x.shape[1]
+    if few:  # solved by the inner products of rows, and no process has those alone: everybody gets all rows
+        x, y, w = gather(x), gather(y), gather(w)
+    with alone() if few else nullcontext():
+        solved = newton_path(Problem(x, y, w, num_classes), l2s, tol)
+        probes = {l2: Probe(W, b, loss, gap, l2) for l2, W, b, loss, gap in solved}
     return [probes[l2] for l2 in l2s]
 
 # %% ../nbs/08_probing.ipynb #701259c8
 def solve_head(
-    feats: Features,
+    feats: Features,  # This process's rows
     num_classes: int,
     l2: float = 1e-3,  # > 0; at 0 a minimiser may not exist
     tol: float = 1e-8,  # Largest certified gap
     weights: Tensor | None = None,  # Of the examples, [N], >= 0; only their ratios count
     class_weights: Tensor | None = None,  # Of the classes, [C]; multiplied into the examples'
-    total: Callable[[Tensor], Tensor] = _alone,  # Sums a tensor over processes that hold a part of the rows each
-) -> Probe:
+) -> Probe:  # For the rows of all processes, in each the same
     "The certified argmin of mean cross-entropy + (l2 / 2) ||W||^2 over linear heads with a free bias."
-    return l2_path(feats, num_classes, [l2], tol, weights, class_weights, total)[0]
+    return l2_path(feats, num_classes, [l2], tol, weights, class_weights)[0]
 
 # %% ../nbs/08_probing.ipynb #8158fc06
+def _count(f):
+    return int(total(torch.tensor(len(f))))
+
+
 def _accuracy(probe, f):
-    return (probe.logits(f.x).argmax(1) == f.y).double().mean().item()
+    return int(total((probe.logits(f.x).argmax(1) == f.y).sum())) / _count(f)
 
 
 def choose(
     probes: Sequence[Probe],
-    valid: Features,  # Not the set that the probes were solved on, and not the test set
+    valid: Features,  # Not the set that the probes were solved on, and not the test set; this process's rows
 ) -> Probe:
     "The probe with the best validation accuracy; of equals the one with the largest l2."
-    if not (probes := list(probes)) or not len(valid):
+    if not (probes := list(probes)) or not _count(valid):
         raise ValueError(f"choose needs probes and examples, one at least; got {len(probes)} and {len(valid)}")
     return max(probes, key=lambda p: (_accuracy(p, valid), p.l2))
 
 
 def cross_validate(
-    feats: Features,
+    feats: Features,  # This process's rows
     num_classes: int,
     l2s: Sequence[float],
     folds: int = 5,  # From 2 to N
     seed: int = 0,  # Of the folds
 ) -> Tensor:  # float64 [len(l2s), folds]: accuracies on the fold that was left out
     "Accuracy of every l2 on each fold, by heads that never saw it."
-    l2s, n = _strengths(l2s), len(feats)
+    l2s, n = _strengths(l2s), _count(feats)
     if folds not in range(2, n + 1):
         raise ValueError(f"{n} examples can be left out in 2 to {n} folds; got {folds}")
+    before = int(gather(torch.tensor([len(feats)]))[: rank_and_size()[0]].sum())  # rows of lower ranks
     fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(feats.y.device) % folds
+    fold = fold[before : before + len(feats)]
     paths = [(feats[fold == k], l2_path(feats[fold != k], num_classes, l2s)) for k in range(folds)]
     return torch.tensor([[_accuracy(path[i], held) for held, path in paths] for i in range(len(l2s))]).double()
 
@@ -454,11 +159,12 @@ class Ridge:
 
 # %% ../nbs/08_probing.ipynb #a93a7bb7
 def ridge_head(
-    feats: Features,
+    feats: Features,  # This process's rows
     num_classes: int,
     l2s: Sequence[float],  # > 0, of (1 / 2N) ||X W - Y||^2 + (l2 / 2) ||W||^2
 ) -> list[Ridge]:  # In the order of l2s
     "Ridge regression with exact leave-one-out for every l2 from one SVD (Hastie, Tibshirani and Friedman 2009, section 7.10)."
+    feats = Features(gather(feats.x), gather(feats.y))
     _checked(feats, num_classes)
     n, X, Y = len(feats), feats.x.double(), F.one_hot(feats.y.long(), num_classes).double()
     U, s, Vt = torch.linalg.svd(X - X.mean(0), full_matrices=False)

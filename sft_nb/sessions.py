@@ -10,22 +10,23 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 
 from torch import Tensor
 
-from .core import measure, sentence
+from .blocks import blocks
+from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
-from .experiments import Config, Record, candidate, prepare, record
+from .experiments import candidate, prepare, record
 from .features import extract
-from .models import POCKET, TransferModel, snapshot
+from .models import TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
-from .strategies import blocks, run_phases
-from .training import random_state, set_random_state
+from .records import Config, Record
+from .starts import Solve, Solved
+from .strategies import run_phases
 
 # %% ../nbs/26_sessions.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none
@@ -228,7 +229,7 @@ def _whole(f):
 
 # %% ../nbs/26_sessions.ipynb #16c0de3f
 def _look(session):
-    "Accuracy on the validation pictures, and what has moved. The model stays as it is."
+    "Accuracy on the validation examples, and what has moved. The model stays as it is."
     n, model = len(session.steps), session.fit.model
     logits, y = yield from _whole(lambda: predict(model, _batches(session, session.setting.task.valid)))
     session.logits, session.blocks = logits, block_table(model, session.theta_pre)
@@ -236,17 +237,22 @@ def _look(session):
 
 # %% ../nbs/26_sessions.ipynb #16c0de2c
 def _train(session):
-    "The steps of chapter 10's generator, one at a time."
-    s, fit, seconds = session.setting, session.fit, 0.0
-    steps, draws = run_phases(fit.model, s.training(), fit.phases), session.config.pretrained not in POCKET
+    "The stream of chapter 10's generator, piece by piece: a step, or a solved head with its certificate."
+    s, fit, seconds, gap = session.setting, session.fit, 0.0, None
+    steps = run_phases(fit.model, s.training(), fit.phases)
     while True:
-        start = time.perf_counter()  # pocket networks draw nothing in a step, others may hold dropout
-        with session._random if draws or not session.steps else nullcontext():
+        start = time.perf_counter()
+        with session._random:
             step = next(steps, None)
         seconds += time.perf_counter() - start
         if step is None:
-            session.fit = replace(fit, steps=len(session.steps), seconds=seconds)
+            session.fit = replace(fit, steps=len(session.steps), seconds=seconds, gap=gap)
             return
+        gap = step.probe.gap if isinstance(step, Solved) else None  # of the head in which the stream ends
+        if isinstance(step, Solved):
+            session.solved = step
+            yield
+            continue
         session.steps.append(step)
         if len(session.steps) % session.every == 0:
             yield from _look(session)
@@ -264,7 +270,10 @@ def _work(session):
     yield
     session.doing = "solving the head on frozen features"
     phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
-    session.best = solve_head((yield from _whole(phi)), len(s.task.classes), session.config.l2)
+    s.known[id(s.few)] = s.few, (yield from _whole(phi))
+    session.best = solve_head(s.features(s.few), len(s.task.classes), session.config.l2s[0])
+    if isinstance(fit.phases[0].start, Solve):  # this very head
+        fit = session.fit = fit.given(session.best)
     yield from _look(session)
     session.doing = "training"
     yield from _train(session)
@@ -273,7 +282,8 @@ def _work(session):
     yield
     cost = measure(record, s, session.fit, {fit.name: session.valid[-1][1]})
     fit.model.eval()
-    session.record = replace(cost.result, seconds=round(session.seconds + cost.seconds, 3))
+    price = replace(cost.result.price, seconds=round(session.seconds + cost.seconds, 3))
+    session.record = replace(cost.result, price=price)
 
 # %% ../nbs/26_sessions.ipynb #16c0de2e
 class Session(Worker):
@@ -281,18 +291,19 @@ class Session(Worker):
 
     def __init__(
         self,
-        config: Config,  # As it is, but a single candidate: its budget does not count
-        every: int = 10,  # Steps from one look at the validation pictures to the next
+        config: Config,  # As it is, but its first candidate alone
+        every: int = 10,  # Steps from one look at the validation examples to the next
     ):
         if every < 1:
-            raise ValueError(f"a session looks at the validation pictures every so many steps, at least 1; got {every}")
+            raise ValueError(f"a session looks at the validation examples every so many steps, at least 1; got {every}")
         super().__init__(_work(self))
-        self.config, self.every = replace(config, budget=1), every
+        self.config, self.every = config.first(), every
         self.steps, self.total = [], 0  # Every `Step` so far, and how many there will be
         self.valid, self.blocks = [], []  # (steps, validation accuracy) of each look; `block_table` of the last
         self.setting = self.fit = None  # Of chapter 12, once loaded; `fit.model` is what learns
-        self.best = None  # The certified `Probe` on frozen features, for the config's l2: its loss is F*
-        self.logits = None  # Of the validation pictures, at the last look
+        self.best = None  # The certified `Probe` on frozen features, for the config's first l2: its loss is F*
+        self.solved = None  # What the strategy's own solved head came to, with its certificate: a `Solved`
+        self.logits = None  # Of the validation examples, at the last look
         self.record, self._random = None, RandomStream()
 
     @property

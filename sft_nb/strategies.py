@@ -4,39 +4,31 @@
 
 # %% auto #0
 __all__ = ['LINEAR_PROBING', 'FULL', 'LP_FT', 'LAST_BLOCK', 'L2_SP', 'BN_ONLY', 'BITFIT', 'LORA', 'FROM_SCRATCH', 'STRATEGIES',
-           'Phase', 'blocks', 'slanted', 'Alone', 'run_phases', 'surgical', 'gradual_unfreezing', 'strategy', 'scaled',
-           'resumable', 'auto_rgn', 'lr_finder', 'suggest_lr']
+           'Phase', 'slanted', 'Progress', 'built', 'run_phase', 'anchors', 'run_phases', 'surgical',
+           'gradual_unfreezing', 'strategy', 'scaled']
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e04
 import copy
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import accumulate, islice, pairwise
-from pathlib import Path
-from statistics import fmean
-from threading import Event
+from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import lr_scheduler
 
-import sft_nb
+from .blocks import blocks, select
 from .core import unknown
 from .data import Loader
 from .evaluation import accuracy, predict
-from .features import extract, identity
-from .freezing import freeze, trainable, unfreeze
+from .freezing import trainable
 from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist
-from .peft import add_lora, bitfit, bn_only
-from .probing import Probe, solve_head
-from .store import StoreError, digest, load_checkpoint, save_checkpoint
-from .training import Step, random_state, set_random_state, steps
+from .starts import Lora, Redraw, Solve, Solved
+from .training import Step, steps
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e10
 @dataclass(frozen=True)
@@ -54,9 +46,12 @@ class Phase:
     l2: float = 0.0  # (l2 / 2) ||.||^2 of what learns and is not anchored, the head's bias left out
     weight_decay: float = 0.0  # AdamW's, which is not in the loss
     opt: str = "adam"  # "sgd" (Nesterov, momentum .9), "adam" or "adamw"
-    schedule: str = "constant"  # "constant", "one_cycle", "slanted" or "cosine"; over the phase
-    start: str = ""  # Done first: "solve" (the head's optimum for this l2), "random" (a new backbone) or "lora:RANK"
+    schedule: str | Callable[[int, int], float] = (
+        "constant"  # "one_cycle", "slanted", "cosine"; or (step, all) -> factor
+    )
+    start: Solve | Redraw | Lora | None = None  # Done first; or another value with a method `begin`, as these have
     name: str = ""  # Written into each Step; what learns if empty
+    loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = None  # (model, x, y, logits); None: risk
 
     def __post_init__(self):
         if isinstance(self.train, str) or not self.train or not all(isinstance(t, str) for t in self.train):
@@ -81,66 +76,16 @@ def _check_kinds(phase):
         if not 0 <= (value := getattr(phase, what)) < math.inf:
             raise ValueError(f"{what} is a strength and must be >= 0; got {value}")
     for what, value, known in (("optimiser", phase.opt, _OPTIMISERS), ("schedule", phase.schedule, _SCHEDULES)):
-        if value not in known:
+        if value not in known and not (what == "schedule" and callable(value)):
             raise unknown(what, value, known)
     if phase.weight_decay and phase.opt != "adamw":
         raise ValueError(f"weight_decay is AdamW's, and opt is {phase.opt!r}: set opt='adamw', or l2 for a penalty")
-    kind, _, rank = phase.start.partition(":")
-    if kind not in ("", "solve", "random", "lora") or (kind == "lora") != (rank.isdecimal() and int(rank) > 0):
-        raise ValueError(f"start is '', 'solve', 'random' or 'lora:RANK' with a rank >= 1; got {phase.start!r}")
-    if kind == "solve" and not phase.l2 > 0:
-        raise ValueError("start='solve' needs l2 > 0: without it the head's optimum may not exist")
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e20
-_LARGE, _SMALL = 0.5, 0.03  # of the backbone: what holds more is opened; a last block of less joins the one before
-_STAGE = re.compile(r"layer\d+")  # what a ResNet calls its stages, which the papers count as its blocks
-
-
-def _numbers(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def _parts(module, most, path=""):
-    "What blocks are made of, from the input up: a name, a pattern, how many numbers, and whether a block begins here."
-    for n, p in module.named_parameters(recurse=False):
-        yield path + n, path + n, p.numel(), False  # a class token, a table of positions: no block of its own
-    for n, m in module.named_children():
-        if sum(map(_numbers, m.children())) > most and not _STAGE.fullmatch(n):
-            yield from _parts(m, most, f"{path}{n}.")
-        elif size := _numbers(m):
-            yield path + n, f"{path}{n}.*", size, any(p.ndim > 1 for p in m.parameters())
-
-
-def blocks(
-    model: TransferModel,
-) -> dict[str, tuple[str, ...]]:  # name in the backbone -> patterns of its parameters, from the input up; then "head"
-    """What strategies count from the head down: the backbone's modules, in the order in which they were registered.
-
-    A module is opened while its children hold more than half of the backbone; a ResNet's layer1, layer2, ... stay whole.
-    What holds no matrix, such as BatchNorm, belongs to the block before it, and so does a last block of less than 3 %."""
-    total = _numbers(model.backbone)
-    parts = list(_parts(model.backbone, _LARGE * total))
-    begins = [i for i, (*_, here) in enumerate(parts) if here]
-    cuts = [0, *begins[1:], len(parts)]  # what comes before the first block is a part of it
-    groups = [parts[a:b] for a, b in pairwise(cuts) if parts]
-    while len(groups) > 1 and sum(size for _, _, size, _ in groups[-1]) < _SMALL * total:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    names = [parts[i][0] for i in begins] or ["backbone"]
-    found = {n: tuple(f"backbone.{part[1]}" for part in group) for n, group in zip(names, groups, strict=False)}
-    return found | {"head": ("head.*",)}
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e21
-def _select(model, patterns):
-    "Let these learn and freeze the rest."
-    kinds = {"norm": bn_only, "bias": bitfit}
-    names = set()
-    for pattern in patterns:
-        if pattern in kinds:
-            kinds[pattern](model)
-        else:
-            unfreeze(freeze(model), *([*blocks(model).values()][-2:][0] if pattern == "last" else [pattern]))
-        names |= trainable(model).keys()
-    return unfreeze(freeze(model), *names)
+    if phase.start is not None and (isinstance(phase.start, type) or not hasattr(phase.start, "begin")):
+        raise ValueError(f"start is None, Solve(), Redraw(), Lora(rank) or a value like these; got {phase.start!r}")
+    if isinstance(phase.start, Solve) and not phase.l2 > 0:
+        raise ValueError("Solve() needs l2 > 0: without it the head's optimum may not exist")
+    if not (phase.loss is None or callable(phase.loss)):
+        raise ValueError(f"loss is None or a function (model, x, y, logits) -> scalar; got {phase.loss!r}")
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e30
 def slanted(
@@ -163,7 +108,8 @@ def _schedule(opt, kind, total):
         return lr_scheduler.OneCycleLR(opt, [g["lr"] for g in opt.param_groups], total_steps=total)
     if kind == "cosine":
         return lr_scheduler.CosineAnnealingLR(opt, total)
-    return lr_scheduler.LambdaLR(opt, lambda t: slanted(t, total)) if kind == "slanted" else None
+    factor = slanted if kind == "slanted" else kind
+    return lr_scheduler.LambdaLR(opt, lambda t: factor(t, total)) if callable(factor) else None
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e31
 def _optimiser(model, phase):
@@ -178,148 +124,120 @@ def _optimiser(model, phase):
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e32
 def _objective(model, phase, theta_pre):
-    "F of a batch: the risk, and the phase's penalties on what learns."
+    "F of a batch: the risk, or the phase's own loss, and its penalties on what learns."
     learn = trainable(model)
     anchored = {n: p for n, p in learn.items() if phase.anchor and n in theta_pre}
     free = {n: p for n, p in learn.items() if n not in anchored and n != "head.bias"}
 
-    def F(logits, y):
-        loss = risk(logits, y)
+    def F(_, x, y, logits):
+        loss = risk(logits, y) if phase.loss is None else phase.loss(model, x, y, logits)
         if anchored:
             loss = loss + phase.anchor / 2 * sq_dist(anchored, theta_pre)
         return loss + phase.l2 / 2 * sq_dist(free) if phase.l2 and free else loss
 
     return F
 
+# %% ../nbs/10_strategies.ipynb #5c0f1e05
+def _name(phase):
+    return phase.name or " ".join(phase.train)
 
-def _theta(model):
-    "Where the backbone stands now: what an anchor holds on to."
-    return {f"backbone.{n}": p.detach().clone() for n, p in model.backbone.named_parameters()}
 
-# %% ../nbs/10_strategies.ipynb #5c0a1e33
-def _redraw(net):
-    "Every layer's parameters drawn anew, and its buffers reset, as the layer itself does when it is built."
-    draws = {n: getattr(m, "reset_parameters", getattr(m, "_reset_parameters", None)) for n, m in net.named_modules()}
-    own = {n: [p for p, _ in m.named_parameters(recurse=False)] for n, m in net.named_modules()}
-    if left := [f"{n}.{p}".lstrip(".") for n in own if draws[n] is None for p in own[n]]:
-        raise ValueError(f"{left[0]} cannot be drawn anew, for its module has no reset_parameters: build a new network")
-    for draw in filter(None, draws.values()):
-        draw()
-
-# %% ../nbs/10_strategies.ipynb #5c0b1e33
-class Alone:
-    "Who does the work of a strategy: this process. Chapter 21 has a subclass that shares it with others."
-
-    processes = 1  # How many do it
-
-    def solve(self, model: TransferModel, dl: Loader, l2: float) -> Probe:
-        "The certified optimum of the head's problem on the pictures as they are; of a torch DataLoader as it gives them once."
-        plain = replace(dl, shuffle=False, augment=None) if isinstance(dl, Loader) else dl
-        feats = extract(model.backbone, plain)
-        return solve_head(feats, model.head.out_features, l2)
-
-    def steps(self, model: TransferModel, dl: Loader, *args) -> Iterator[Step]:
-        return steps(model, dl, *args)
-
-    def predict(self, model: TransferModel, dl: Loader) -> tuple[Tensor, Tensor]:  # Logits and labels
-        return predict(model, dl)
-
-    def save(self, folder: Path | str, n: int, state: dict) -> None:
-        save_checkpoint(folder, n, state)
-
-    def load(self, folder: Path | str) -> dict | None:
-        return load_checkpoint(folder)
-
-# %% ../nbs/10_strategies.ipynb #5c0b1e3a
-def _begin(model, dl, phase, by):
-    "What a phase does before its first step."
-    kind, _, rank = phase.start.partition(":")
-    if kind == "solve":
-        probe = by.solve(model, dl, phase.l2)
-        model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
-    elif kind == "random":
-        _redraw(model.backbone)
-    elif kind == "lora":
-        add_lora(model, int(rank), 2 * int(rank))  # alpha = 2 rank, as in chapter 11
-    return _select(model, phase.train)
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e34
 @dataclass
-class _Run:
-    "A strategy and where it stands: with the model and the random streams, all that the next step reads."
+class Progress:
+    "Where a phase stands: with theta, the random streams and the batches, all that its next step reads."
 
-    model: TransferModel
-    dl: Loader
-    phases: Sequence[Phase]
-    valid: Loader | None
-    patience: int
-    by: Alone
-    k: int = 0  # Phase
+    epoch: int = 0  # What the loader calls the phase's first epoch
     at: tuple[int, int] = (0, 0)  # Epoch and step that come next
-    opt: torch.optim.Optimizer | None = None  # None: the phase has not begun
-    schedule: lr_scheduler.LRScheduler | None = None
-    best: float | None = None  # Accuracy on valid, and theta there
+    begun: bool = False  # `start` is done, and what learns is chosen
+    best: float | None = None  # Accuracy on the validation set, and theta there
     theta: dict | None = None
     waited: int = 0  # Epochs since then
-    theta_pre: dict | None = None  # Where an anchor holds
+    opt: torch.optim.Optimizer | None = None  # None before the first step
+    schedule: lr_scheduler.LRScheduler | None = None
 
-
-def _score(run):
-    return accuracy(*run.by.predict(run.model, run.valid))
-
-
-def _tools(run):
-    "The phase's optimiser and schedule, fresh."
-    phase = run.phases[run.k]
-    run.opt = _optimiser(run.model, phase)
-    run.schedule = _schedule(run.opt, phase.schedule, phase.epochs * len(run.dl))
+    def equip(
+        self,
+        model: TransferModel,  # What learns in it is chosen
+        phase: Phase,
+        dl: Loader | Sequence,
+    ) -> None:
+        "A fresh optimiser and schedule."
+        self.opt = _optimiser(model, phase)
+        self.schedule = _schedule(self.opt, phase.schedule, phase.epochs * len(dl))
 
 # %% ../nbs/10_strategies.ipynb #5c0e0035
-def _train(run):
-    "The current phase's steps from where it stands; with `valid`, theta ends where it was best after an epoch, or at the start."
-    if run.opt is None:
-        _tools(run)
-        if run.valid is not None:
-            run.best, run.theta = _score(run), snapshot(run.model, unsaved=True)
-    phase, loss = run.phases[run.k], _objective(run.model, run.phases[run.k], run.theta_pre)
-    name, ended = phase.name or " ".join(phase.train), lambda: run.waited == run.patience > 0
-    args = run.model, run.dl, run.opt, phase.epochs, loss, run.schedule, name, run.at
-    for s in () if ended() else run.by.steps(*args):
-        last = s.i + 1 == len(run.dl)
-        run.at = (s.epoch + 1, 0) if last else (s.epoch, s.i + 1)
-        if last and run.valid is not None:
-            run.waited += 1
-            if (now := _score(run)) > run.best:
-                run.best, run.theta, run.waited = now, snapshot(run.model, unsaved=True), 0
+def _train(model, dl, phase, now, theta_pre, valid, patience):
+    "The phase's steps from where it stands; with `valid`, theta ends where it was best after an epoch, or at the start."
+    look = replace(valid) if isinstance(valid, Loader) else valid  # the same batches each time
+    score, best_theta = lambda: accuracy(*predict(model, look)), lambda: snapshot(model, unsaved=True)
+    if now.opt is None:
+        now.equip(model, phase, dl)
+        if valid is not None:
+            now.best, now.theta = score(), best_theta()
+    if isinstance(dl, Loader):
+        dl.epoch = now.epoch + now.at[0]
+    ended, F = lambda: now.waited == patience > 0, _objective(model, phase, theta_pre)
+    args = dict(schedule=now.schedule, phase=_name(phase), start=now.at, objective=F)
+    for s in () if ended() else steps(model, dl, now.opt, phase.epochs, **args):
+        last = s.i + 1 == len(dl)
+        now.at = (s.epoch + 1, 0) if last else (s.epoch, s.i + 1)
+        if last and valid is not None:
+            now.waited += 1
+            if (new := score()) > now.best:
+                now.best, now.theta, now.waited = new, best_theta(), 0
         yield s
         if ended():
             break
-    if run.theta is not None:
-        load_theta(run.model, run.theta)
+    if now.theta is not None:
+        load_theta(model, now.theta)
 
 # %% ../nbs/10_strategies.ipynb #5c0e0015
-def _carry_out(run):
-    "Every phase from where the run stands."
-    while run.k < len(run.phases):
-        phase = run.phases[run.k]
-        if run.opt is None:
-            _begin(run.model, run.dl, phase, run.by)
-        if phase.epochs:
-            yield from _train(run)
-        run.k, run.at, run.opt, run.schedule, run.best, run.theta, run.waited = run.k + 1, (0, 0), *[None] * 4, 0
-    run.model.eval()
+def built(
+    model: TransferModel,  # Changed in place
+    phases: Sequence[Phase],
+) -> TransferModel:
+    "What these phases build, LoRA's factors for instance, without learning; what the last one trains is chosen."
+    for phase in phases:
+        if phase.start is not None:
+            phase.start.begin(model, None, phase)
+        select(model, phase.train)
+    return model
 
-# %% ../nbs/10_strategies.ipynb #5c0b1e34
-def _planned(model, dl, phases, valid, patience, by):
-    "The run of a strategy before its first step, or one sentence why there is none."
+
+def run_phase(
+    model: TransferModel,  # Trained in place
+    dl: Loader | Sequence,
+    phase: Phase,
+    now: Progress,  # Where the phase stands; kept up to date
+    theta_pre: Mapping[str, Tensor],  # Where an anchor holds; of `anchors`
+    valid: Loader | None = None,  # As for `run_phases`
+    patience: int = 0,
+) -> Iterator[Step | Solved]:
+    "One phase from where it stands to its end."
+    if not now.begun:
+        probe = None if phase.start is None else phase.start.begin(model, dl, phase)
+        select(model, phase.train)
+        now.begun = True
+        if probe is not None:
+            yield Solved(probe, _name(phase))
+    if phase.epochs:
+        yield from _train(model, dl, phase, now, theta_pre, valid, patience)
+
+# %% ../nbs/10_strategies.ipynb #5c0f1e06
+def anchors(
+    model: TransferModel,
+    dl: Loader | Sequence,
+    phases: Sequence[Phase],
+) -> dict[str, Tensor]:  # Copies of the backbone's parameters, if a phase is anchored to them; else empty
+    "Where the backbone stands before the first phase; TypeError where these can be no run."
     if not isinstance(model, TransferModel):
         raise TypeError(f"a strategy needs a backbone and a head, and {type(model).__name__} is whole: see `adapt`")
     if isinstance(phases, Phase) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise TypeError(f"run_phases takes a tuple of phases, such as strategy('full', model) gives; got {phases!r}")
     if any(p.epochs for p in phases) and not hasattr(dl, "__len__"):
         raise TypeError(f"a phase needs batches that can be counted, and a {type(dl).__name__} cannot: give a Loader")
-    theta_pre = _theta(model) if any(p.anchor for p in phases) else {}
-    return _Run(model, dl, phases, valid, patience, by, theta_pre=theta_pre)
+    held = model.backbone.named_parameters() if any(p.anchor for p in phases) else ()
+    return {f"backbone.{n}": p.detach().clone() for n, p in held}
 
 # %% ../nbs/10_strategies.ipynb #5c0b1e35
 def run_phases(
@@ -328,23 +246,25 @@ def run_phases(
     phases: Sequence[Phase],  # E.g. of `strategy(name, model)`
     valid: Loader | None = None,  # Accuracy after each epoch: each phase ends at its best theta
     patience: int = 0,  # End a phase after so many epochs without a better one; 0: never
-    by: Alone = Alone(),  # Who does the work
-) -> Iterator[Step]:
-    "Carry out a strategy, and yield after every step, with the penalised loss; ask on until it ends."
-    yield from _carry_out(_planned(model, dl, phases, valid, patience, by))
+) -> Iterator[Step | Solved]:  # With the penalised loss, and with the certificate of a solved head
+    "Carry out a strategy, and yield after every step and every solved head; ask on until it ends."
+    theta_pre, epoch = anchors(model, dl, phases), getattr(dl, "epoch", 0)
+    for phase in phases:
+        now = Progress(epoch)
+        yield from run_phase(model, dl, phase, now, theta_pre, valid, patience)
+        epoch += now.at[0]
+    model.eval()
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e40
-LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start="solve", name="probe"),)
+LINEAR_PROBING = (Phase(("head.*",), 0, 1e-3, l2=0.1, start=Solve(), name="probe"),)
 FULL = (Phase(("*",), 20, 1e-3, schedule="one_cycle", name="full"),)
 LP_FT = LINEAR_PROBING + FULL  # Kumar et al. 2022
 LAST_BLOCK = (Phase(("last", "head.*"), 20, 3e-3, schedule="one_cycle", name="last block"),)
 L2_SP = (Phase(("*",), 20, 1e-3, anchor=0.01, l2=0.01, schedule="one_cycle", name="L2-SP"),)  # Li et al. 2018
 BN_ONLY = (Phase(("norm",), 20, 1e-2, schedule="one_cycle", name="BatchNorm"),)  # Frankle et al. 2021
 BITFIT = (Phase(("bias",), 20, 1e-2, schedule="one_cycle", name="biases"),)  # Ben Zaken et al. 2022
-LORA = (
-    Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start="lora:4", name="LoRA"),
-)  # Hu et al. 2021
-FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start="random", name="from scratch"),)
+LORA = (Phase(("*.lora_[AB]", "head.*"), 20, 5e-3, schedule="one_cycle", start=Lora(4), name="LoRA"),)  # Hu et al. 2021
+FROM_SCRATCH = (Phase(("*",), 20, 3e-3, schedule="one_cycle", start=Redraw(), name="from scratch"),)
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e41
 def surgical(
@@ -387,8 +307,7 @@ def strategy(
     phases = STRATEGIES[name](model) if callable(STRATEGIES[name]) else STRATEGIES[name]
     trial = copy.deepcopy(model)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        for phase in phases:
-            _begin(trial, None, replace(phase, start=phase.start.replace("solve", "")), None)
+        built(trial, phases)
     return phases
 
 # %% ../nbs/10_strategies.ipynb #5c0a1e43
@@ -420,209 +339,3 @@ def scaled(
             new |= dict(epochs=next(long), lr=p.lr * k, backbone_lr=p.backbone_lr and p.backbone_lr * k)
         out.append(replace(p, **new))
     return tuple(out)
-
-# %% ../nbs/10_strategies.ipynb #5c0e0002
-_COUNTED = ("epoch", "i", "n")
-_MEASURED = ("loss", "lr")
-_KEPT = ("k", "at", "best", "theta", "waited", "theta_pre")  # Of a _Run, as it is
-
-
-def _pack_steps(history):
-    "Steps as columns."
-    names = list(dict.fromkeys(s.phase for s in history))
-    column = lambda f, dtype: torch.tensor([getattr(s, f) for s in history], dtype=dtype)
-    which = torch.tensor([names.index(s.phase) for s in history], dtype=torch.int64)
-    return dict(
-        names=names, which=which, **{f: column(f, torch.int64) for f in _COUNTED},
-        **{f: column(f, torch.float64) for f in _MEASURED},
-    )  # fmt: skip
-
-
-def _unpack_steps(c):
-    columns = zip(*(c[f].tolist() for f in ("which", "epoch", "i", "loss", "lr", "n")), strict=True)
-    return [Step(c["names"][which], *rest) for which, *rest in columns]
-
-# %% ../nbs/10_strategies.ipynb #5c0e0014
-def _state(run, history):
-    "All that the next step reads, and the steps so far."
-    return {f: getattr(run, f) for f in _KEPT} | dict(
-        model=dict(snapshot(run.model, unsaved=True)), opt=run.opt and run.opt.state_dict(),
-        schedule=run.schedule and run.schedule.state_dict(), history=_pack_steps(history), random=random_state(),
-        epochs=[run.dl.epoch - (run.at[1] > 0), run.valid and run.valid.epoch],  # an epoch that has begun begins again
-    )  # fmt: skip
-
-# %% ../nbs/10_strategies.ipynb #5c0e0004
-def _restore(run, state):
-    "Put a fresh run where the state was taken; the steps so far. The random streams are the caller's."
-    for phase in run.phases[: state["k"] + 1] if state["opt"] or state["k"] else ():
-        _begin(run.model, None, replace(phase, start=phase.start if phase.start.startswith("lora") else ""), None)
-    for f in _KEPT:
-        setattr(run, f, state[f])
-    if state["opt"]:
-        _tools(run)
-        run.opt.load_state_dict(state["opt"])
-    if run.schedule:
-        run.schedule.load_state_dict(state["schedule"])
-    load_theta(run.model, state["model"])
-    run.theta_pre = {n: t.to(run.dl.device) for n, t in state["theta_pre"].items()}
-    run.dl.epoch = state["epochs"][0]
-    if run.valid:
-        run.valid.epoch = state["epochs"][1]
-    return _unpack_steps(state["history"])
-
-# %% ../nbs/10_strategies.ipynb #5c0e0006
-def _about_code(name, f, leave_out=()):
-    "The parts of a function or network, by name."
-    if f is None:
-        return {name: "None"}
-    try:
-        return {f"{name}.{k}": v for k, v in identity(f, mode=False).items() if k not in leave_out}
-    except ValueError as e:
-        raise ValueError(f"a checkpoint must know its run again, and {name} does not say what it is: {e}") from e
-
-
-def _about_loader(name, dl):
-    if dl is None:
-        return {name: "None"}
-    kept = dict(batch_size=dl.batch_size, shuffle=dl.shuffle, seed=dl.seed, device=dl.device)
-    kept |= dict(data=digest(dict(x=dl.ds.x, y=dl.ds.y))[:12])
-    code = _about_code(f"{name}.transform", dl.transform) | _about_code(f"{name}.augment", dl.augment)
-    return {f"{name}.{k}": str(v) for k, v in kept.items()} | code
-
-# %% ../nbs/10_strategies.ipynb #5c0e0011
-def _about(run):
-    "What a run is, item by item, as text: a checkpoint goes on under the same only. The head's numbers come from the file."
-    about = dict(sft_nb=sft_nb.__version__, torch=str(torch.__version__))
-    about |= dict(threads=str(torch.get_num_threads()), processes=str(run.by.processes))
-    about |= {f"phases[{i}].{k}": repr(v) for i, p in enumerate(run.phases) for k, v in asdict(p).items()}
-    about |= _about_loader("dl", run.dl) | _about_loader("valid", run.valid) | dict(patience=str(run.patience))
-    tensors = snapshot(run.model, unsaved=True)
-    about |= _about_code("model", run.model, tensors.keys())
-    about |= {f"tensor {n}": f"{t.dtype} {list(t.shape)}" for n, t in tensors.items()}
-    return about | dict(backbone=f"digest {digest(snapshot(run.model.backbone, unsaved=True))[:12]}")
-
-# %% ../nbs/10_strategies.ipynb #5c0e0012
-def _check_same(folder, there, here):
-    "Refuse to go on with something else, and name what differs."
-    differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-    if differ:
-        which = "; ".join(f"{k} was {there.get(k, 'not there')}, now {here.get(k, 'not there')}" for k in differ[:3])
-        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ValueError(
-            f"{folder} holds the checkpoints of another run ({which}{more}): start as that one did, or use another folder"
-        )
-
-# %% ../nbs/10_strategies.ipynb #5c0e0007
-def _resumed(run, about, folder):
-    "The newest checkpoint's steps and random streams, the run put where it stood; nothing where there is none."
-    state = run.by.load(folder)
-    if state is None:
-        return [], None
-    _check_same(folder, state.get("about") or {}, about)
-    try:
-        return _restore(run, state), state["random"]
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-        raise StoreError(
-            f"{folder} holds checkpoints of something else than a strategy ({e}): use another folder"
-        ) from e
-
-# %% ../nbs/10_strategies.ipynb #5c0e0010
-def resumable(
-    model: TransferModel,  # As for `run_phases`, and built in the same way each time
-    dl: Loader,
-    phases: Sequence[Phase],
-    folder: Path | str,  # The run's own; its checkpoints
-    every: int = 50,  # Steps between two checkpoints: what a crash can cost
-    valid: Loader | None = None,
-    patience: int = 0,
-    stop: Event | None = None,  # When it is set (see `stoppable`): a checkpoint after this step, then KeyboardInterrupt
-    by: Alone = Alone(),
-) -> Iterator[Step]:
-    "`run_phases`, going on where the folder's newest checkpoint stands; steps taken before come first, from the file."
-    if every < 1:
-        raise ValueError(f"every is a number of steps, 1 or more; got {every}")
-    if not all(isinstance(part, (Loader, type(None))) for part in (dl, valid)):
-        raise TypeError(
-            "resumable needs sft_nb's Loader, which can give an epoch's batches again; run_phases takes others"
-        )
-    run = _planned(model, dl, phases, valid, patience, by)
-    about = _about(run)
-    history, streams = _resumed(run, about, folder)
-    keep = lambda: by.save(folder, len(history), _state(run, history) | dict(about=about))
-    yield from history
-    if streams is None:
-        keep()  # a folder that cannot be written is found out now
-    else:
-        set_random_state(streams)
-    for s in _carry_out(run):
-        history.append(s)
-        yield s
-        asked = stop is not None and stop.is_set()
-        if asked or len(history) % every == 0:
-            keep()
-        if asked:
-            raise KeyboardInterrupt(f"stopped after {len(history)} steps; called again, it goes on from {folder}")
-    keep()
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e50
-def auto_rgn(
-    model: nn.Module,  # Left as it is; its gradients are taken in eval mode
-    batches: Iterable[tuple[Tensor, Tensor]],  # A few; five in Lee et al.
-) -> dict[str, float]:  # By name, the largest is 1; 0 where the parameter's norm is 0
-    "Relative gradient norms ||grad|| / ||theta|| of what learns, BatchNorm left out (Auto-RGN; Lee et al. 2023)."
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    skip = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
-    learn = {n: p for n, p in trainable(model).items() if id(p) not in skip}
-    ratio, modes = dict.fromkeys(learn, 0.0), [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        for xb, yb in batches:
-            grads = torch.autograd.grad(risk(model(xb), yb), [*learn.values()], materialize_grads=True)
-            for (n, p), g in zip(learn.items(), grads, strict=True):
-                ratio[n] += float(g.norm() / p.detach().norm()) if p.detach().any() else 0.0
-    finally:
-        for m, mode in modes:
-            m.training = mode
-    if not (largest := max(ratio.values(), default=0.0)) > 0:
-        raise ValueError("auto_rgn found no gradient: give it batches, and a model in which something learns")
-    return {n: r / largest for n, r in ratio.items()}
-
-# %% ../nbs/10_strategies.ipynb #5c0a1e60
-def lr_finder(
-    model: TransferModel,  # Left as it is; a copy is trained
-    dl: Loader | Sequence,  # A Loader is left as it is, too
-    phase: Phase = FULL[0],  # What learns and how; its lr and schedule do not count
-    low: float = 1e-6,  # The first rate
-    high: float = 1.0,  # The last
-    n: int = 100,  # Steps between them; it ends sooner where the loss is four times the first
-) -> tuple[list[float], list[float]]:  # Rates of the head, and the loss before each step
-    "Train while the rate grows by a constant factor from step to step (Smith 2017)."
-    if not 0 < low < high < math.inf or n < 2:
-        raise ValueError(f"lr_finder needs 0 < low < high and n >= 2; got {low}, {high} and {n}")
-    trial, lrs, losses = copy.deepcopy(model), [], []
-    dl = replace(dl) if isinstance(dl, Loader) else dl
-    slow = replace(phase, lr=low, backbone_lr=phase.backbone_lr and phase.backbone_lr * low / phase.lr)
-    with (
-        torch.random.fork_rng(range(torch.cuda.device_count())),
-        suppress(FloatingPointError),
-    ):  # a loss that is not finite ends it
-        loss = _objective(_begin(trial, dl, slow, Alone()), slow, _theta(model))
-        opt = _optimiser(trial, slow)
-        grow = lr_scheduler.ExponentialLR(opt, (high / low) ** (1 / (n - 1)))
-        for s in islice(steps(trial, dl, opt, n, loss, grow), n):
-            lrs.append(s.lr)
-            losses.append(s.loss)
-            if s.loss > 4 * losses[0]:
-                break
-    return lrs, losses
-
-# %% ../nbs/10_strategies.ipynb #5c0b1e60
-def suggest_lr(
-    lrs: Sequence[float],  # Of `lr_finder`
-    losses: Sequence[float],  # Of `lr_finder`
-) -> float:
-    "A tenth of the rate at which the loss, averaged over five steps, is lowest: a place to search from."
-    if len(lrs) != len(losses) or len(lrs) < 5:
-        raise ValueError(f"a suggestion needs five rates or more, and as many losses; got {len(lrs)} and {len(losses)}")
-    smooth = [fmean(losses[i : i + 5]) for i in range(len(losses) - 4)]
-    return lrs[smooth.index(min(smooth)) + 2] / 10

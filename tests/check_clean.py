@@ -39,10 +39,9 @@ def stale(files: list[Path]) -> list[str]:
 def orphans() -> list[str]:
     "Modules without a notebook."
     nbs = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "nbs").glob("*.ipynb"))
-    made = set(re.findall(r"#\| default_exp (\w+)", nbs)) | {"__init__", "_modidx"}
-    return [
-        f"{p.relative_to(ROOT)}: no notebook exports it" for p in (ROOT / "sft_nb").glob("*.py") if p.stem not in made
-    ]
+    made = {"__init__", "_modidx", "sources.__init__", *re.findall(r"#\| default_exp ([\w.]+)", nbs)}
+    there = {p: ".".join(p.relative_to(ROOT / "sft_nb").with_suffix("").parts) for p in (ROOT / "sft_nb").rglob("*.py")}
+    return [f"{p.relative_to(ROOT)}: no notebook exports it" for p, module in there.items() if module not in made]
 
 
 def unformatted() -> list[str]:

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"

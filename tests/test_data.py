@@ -12,6 +12,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,27 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sft_nb.albums import content_digest, count_pictures, unpack_pictures
 from sft_nb.core import SIZES
-from sft_nb.data import (
-    TASKS,
-    Images,
-    Loader,
-    Split,
-    cifar10,
-    content_digest,
-    count_pictures,
-    few_shot,
-    image_folder,
-    jitter,
-    load_split,
-    pocket,
-    pocket_source,
-    read_picture,
-    shuffled,
-    to_float,
-    unpack_pictures,
-)
+from sft_nb.data import Images, Loader, Split, few_shot, jitter, load_split, shuffled, to_float
 from sft_nb.features import Features
+from sft_nb.sources import pocket
+from sft_nb.sources.pocket import TASKS, pocket_source
+from sft_nb.sources.vision import cifar10, image_folder, read_picture
 
 prints = lambda ds: [p.numpy().tobytes() for p in ds.x]
 tagged = lambda n: torch.arange(n * 12, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(n, 3, 2, 2)
@@ -253,7 +240,7 @@ def test_the_hostile_pickles_would_have_run(tmp_path, kind):
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_end_in_plain_data_or_a_sentence(blob):
-    from sft_nb.data import _unpickle
+    from sft_nb.sources.vision import _unpickle
 
     try:
         _unpickle("batch", blob)
@@ -261,7 +248,7 @@ def test_any_bytes_end_in_plain_data_or_a_sentence(blob):
         assert str(e).startswith("batch was refused")
 
 
-OFFLINE = [ARCHIVE, "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "put it at", 'pocket("digits_wild")']
+OFFLINE = [ARCHIVE, "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "put it at", 'load_split("digits_wild")']
 
 
 @pytest.mark.parametrize(("download", "error"), [(False, FileNotFoundError), (True, OSError)])
@@ -411,8 +398,33 @@ def test_a_loader_looked_into_twice_moves_on_by_one_epoch_each():
     assert epoch(loader) == epoch(Loader(numbered(50), 8, shuffle=True, seed=3, epoch=1))
 
 
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 60), batch_size=st.integers(1, 20), at=st.integers(0, 9), data=st.data())
+def test_an_epochs_batches_are_a_function_of_the_epoch(n, batch_size, at, data):
+    "`for` gives the same ones, whatever ran before; from any batch on, augmented or not, and nothing is counted."
+    noisy = lambda xb, g: xb ^ torch.randint(0, 2, xb.shape, generator=g).to(xb.dtype)  # draws
+    for augment in (None, noisy):
+        loader = Loader(numbered(n), batch_size, shuffle=True, seed=5, augment=augment)
+        usual = epoch(replace(loader, epoch=at))
+        for first in (0, data.draw(st.integers(0, len(loader)))):
+            assert epoch(loader.batches(at, first)) == usual[first:]
+        assert loader.epoch == 0
+
+
+def test_batches_that_are_passed_over_leave_no_trace_in_the_common_streams():
+    def flips(xb, g):  # as many libraries' augmentations do, it draws from the common stream and leaves g alone
+        return xb.flip(3) if torch.rand(()) < 0.5 else xb
+
+    asked, transformed = Loader(numbered(30), 4, augment=flips), []
+    asked.transform = lambda xb: transformed.append(len(xb)) or xb.float()
+    state = torch.get_rng_state()
+    rest = asked.batches(0, 5)
+    assert torch.equal(state, torch.get_rng_state()) and transformed == []
+    assert sum(len(yb) for _, yb in rest) == 10 and len(transformed) == 3
+
+
 def test_augmentation_is_repeatable_and_new_in_each_epoch():
-    make = lambda seed: Loader(pocket("digits").valid, 64, augment=jitter(3), seed=seed)
+    make = lambda seed: Loader(load_split("digits").valid, 64, augment=jitter(3), seed=seed)
     epochs = lambda loader: [torch.cat([xb for xb, _ in loader]) for _ in range(2)]
     (a0, a1), (b0, b1), (c0, _) = epochs(make(0)), epochs(make(0)), epochs(make(1))
     assert torch.equal(a0, b0) and torch.equal(a1, b1)
@@ -479,9 +491,9 @@ import hashlib, os, warnings
 warnings.simplefilter("ignore")
 import torch
 from sft_nb import world
-from sft_nb.data import pocket
+from sft_nb.data import load_split
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-splits = [pocket("digits_wild"), pocket("digits")]
+splits = [load_split("digits_wild"), load_split("digits")]
 sets = [(p.x, p.y) for s in splits for p in (s.train, s.valid, s.test)]
 sets += [draw(400, 0) for draw in (world.near, world.hue, world.grating)]
 x, y = world.source(400, 0)
@@ -505,7 +517,7 @@ def test_the_same_pictures_on_one_thread_and_on_two():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_pocket_sets_are_apart_and_of_the_stated_size(task):
-    s = pocket(task)
+    s = load_split(task)
     parts = [set(prints(p)) for p in (s.train, s.valid, s.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == len(s.train) + len(s.valid) + len(s.test)
     assert (len(s.valid), len(s.test), len(s.classes)) == (200, 800, 10)
@@ -516,7 +528,7 @@ def test_pocket_sets_are_apart_and_of_the_stated_size(task):
 def test_digits_are_the_real_ones():
     from sklearn.datasets import load_digits
 
-    s, real = pocket("digits"), load_digits()
+    s, real = load_split("digits"), load_digits()
     at = shuffled(1797, 0)[:800]
     assert s.test.y.tolist() == real.target[at].tolist()
     ours = s.test.x[:, 0].reshape(800, 8, 4, 8, 4).float().mean((2, 4)).flatten(1)  # back to 8 x 8
@@ -535,7 +547,7 @@ def test_pocket_source_parts_differ_and_names_fit():
 
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match="unknown task 'gratings'; did you mean 'grating'"):
-        pocket("gratings")
+        pocket.task("gratings")
     with pytest.raises(ValueError, match="unknown label set 'colour'"):
         pocket_source("colour")
 
@@ -571,7 +583,7 @@ def test_png_files_come_back_exactly(tmp_path):
     sizes=st.lists(st.integers(3, 40), min_size=2, max_size=4), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3)
 )
 def test_every_class_stands_in_each_part(sizes, valid, test):
-    from sft_nb.data import _split
+    from sft_nb.albums import _split
 
     y = torch.tensor([c for c, n in enumerate(sizes) for _ in range(n)])
     ds, names = Images(numbered(len(y)).x, y), [str(c) for c in range(len(sizes))]
@@ -725,7 +737,7 @@ def test_a_class_with_too_few_pictures_is_named(tmp_path, n):
     "bad", [dict(size=0), dict(valid=0), dict(test=1.0), dict(valid=0.5, test=0.5), dict(test=-0.1)]
 )
 def test_impossible_sizes_and_shares_are_refused(tmp_path, bad):
-    with pytest.raises(ValueError, match="shares are parts of 1"):
+    with pytest.raises(ValueError, match="shares are parts of 1|in pixels, at least 1"):
         image_folder(album(tmp_path, dict(a=5, b=5)), **bad)
 
 
@@ -826,7 +838,7 @@ def copied(root, groups, clones):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 99), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3))
 def test_copies_stay_in_one_part_and_each_part_holds_each_class(data, seed, valid, test):
-    from sft_nb.data import _split
+    from sft_nb.albums import _split
 
     sizes = data.draw(st.lists(st.lists(st.integers(1, 6), min_size=3, max_size=30), min_size=2, max_size=3))
     groups = [(c, n) for c, ns in enumerate(sizes) for n in ns]
@@ -1159,10 +1171,12 @@ def test_the_digest_is_of_what_is_read_and_of_nothing_else(tmp_path):
 
 def test_the_digest_remembers_files_and_notices_a_change_that_keeps_size_and_date(tmp_path, monkeypatch):
     root = put(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(4)))
-    monkeypatch.setattr("sft_nb.data.time", SimpleNamespace(time=lambda: time.time() + 60))  # as if a minute had passed
+    monkeypatch.setattr(
+        "sft_nb.albums.time", SimpleNamespace(time=lambda: time.time() + 60)
+    )  # as if a minute had passed
     digest, path = content_digest(root), root / "a" / "0.png"
     reads = []
-    monkeypatch.setattr("sft_nb.data.hashlib.sha256", lambda *a, real=hashlib.sha256: reads.append(a) or real(*a))
+    monkeypatch.setattr("sft_nb.albums.hashlib.sha256", lambda *a, real=hashlib.sha256: reads.append(a) or real(*a))
     assert content_digest(root) == digest and len(reads) == 1  # the whole alone: no file is hashed again
     stat, blob = path.stat(), bytearray(path.read_bytes())
     blob[-1] ^= 1
@@ -1225,7 +1239,7 @@ def test_a_cifar_batch_that_is_far_too_large_is_not_read(tmp_path, blobs):
 
 
 def test_load_split_finds_tasks_folders_and_cifar(tmp_path):
-    assert all(load_split(t) is pocket(t) for t in TASKS)
+    assert all(load_split(t) is pocket.task(t) for t in TASKS)
     assert load_split(str(album(tmp_path, dict(cat=3, dog=3)))).classes == ("cat", "dog")
     with pytest.raises(FileNotFoundError, match=ARCHIVE):
         load_split("cifar10", root=tmp_path)
@@ -1235,5 +1249,5 @@ def test_load_split_finds_tasks_folders_and_cifar(tmp_path):
 
 @pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("CIFAR10", "cifar10"), ("no/such/folder", "")])
 def test_load_split_answers_an_unknown_name(name, near):
-    with pytest.raises(ValueError, match=f"unknown task or folder of pictures '{name}'; did you mean .*{near}"):
+    with pytest.raises(ValueError, match=f"unknown task, folder or file '{name}'; did you mean .*{near}"):
         load_split(name)

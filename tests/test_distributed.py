@@ -17,14 +17,16 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from sft_nb.cli import _check_places, main
 from sft_nb.data import Loader, few_shot, jitter, load_split
-from sft_nb.distributed import main, share
 from sft_nb.evaluation import predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.probing import solve_head
-from sft_nb.strategies import Phase, run_phases
+from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.processes import my_rows
+from sft_nb.records import Config
+from sft_nb.strategies import Lora, Phase, run_phases
 
 ENV = os.environ | dict(
     PYTHONPATH=os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)]),
@@ -38,11 +40,11 @@ SOME = (Phase(("backbone.layer4.*", "head.*"), 1, 1e-2, opt="sgd"),)  # most of 
 PLANS = {"some": SOME, "all64": SGD}
 STOP = (  # early stopping ends the first after the fifth epoch; the second draws
     Phase(("*",), 8, 0.03, opt="sgd"),
-    Phase(("*.lora_[AB]", "head.*"), 1, 0.03, opt="sgd", start="lora:2"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 0.03, opt="sgd", start=Lora(2)),
 )
 ALL = (  # all that has a state: statistics, Adam, a schedule, an anchor, LoRA's draws after dropout's
     Phase(("*",), 2, 3e-3, anchor=0.01, l2=0.01, schedule="one_cycle"),
-    Phase(("*.lora_[AB]", "head.*"), 1, 3e-3, start="lora:2"),
+    Phase(("*.lora_[AB]", "head.*"), 1, 3e-3, start=Lora(2)),
 )
 SCRIPT = """
 import shutil
@@ -52,21 +54,29 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from test_distributed import ALL, PLANS, STOP, model, noisy, precise, stopping, training
-from sft_nb.distributed import gather, processes, shared_features, shared_head, shared_phases, shared_predict, total
+from sft_nb.evaluation import predict
+from sft_nb.features import extract
+from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.processes import gather, group, total
+from sft_nb.resume import resumable
+from sft_nb.strategies import run_phases
 torch.set_num_threads(1)
-with processes() as (rank, world):
+with group() as (rank, world):
     net, dl = model(), training()
     plain = training(shuffle=False, augment=None)
-    feats = shared_features(net.backbone, plain)
-    head, odd = shared_head(feats, 10, 0.1), shared_head(feats, 12, 0.1)
+    feats = extract(net.backbone, plain)
+    head, odd = solve_head(feats, 10, 0.1), solve_head(feats, 12, 0.1)
     few = training(shuffle=False, augment=None, n=40)
-    small = shared_head(shared_features(net.backbone, few), 10, 0.1)
-    logits, y = shared_predict(net, training(shuffle=False, augment=None, n=33))
+    small = solve_head(extract(net.backbone, few), 10, 0.1)
+    logits, y = predict(net, training(shuffle=False, augment=None, n=33))
     out = dict(x=gather(feats.x), y=gather(feats.y), W=head.W, b=head.b, gap=torch.tensor([head.gap, head.loss], dtype=torch.float64),
                oddb=odd.b, small=small.W, logits=logits, labels=y)
+    out |= dict(mixed=gather(extract(net.backbone, training(n=100)).x), listed=gather(extract(net.backbone, list(plain)).x))
+    out |= dict(ridge=ridge_head(feats, 10, [0.1])[0].W, folds=cross_validate(feats, 10, [0.1], 3))
+    out["chosen"] = torch.tensor(choose([odd, head, solve_head(feats, 10, 10.0)], feats).l2)
     for name, phases in PLANS.items():
         net, dl = precise(name)
-        out[f"{name} losses"] = torch.tensor([s.loss for s in shared_phases(net, dl, phases)])
+        out[f"{name} losses"] = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
         out |= {f"{name} {k}": v for k, v in net.state_dict().items()}
 
     def keep(name, net, steps):
@@ -74,9 +84,9 @@ with processes() as (rank, world):
         out.update({f"{name} {k}": v for k, v in net.state_dict().items()})
 
     net, dl, valid = stopping()
-    keep("stop", net, shared_phases(net, dl, STOP, valid, 1))
+    keep("stop", net, run_phases(net, dl, STOP, valid, 1))
     net, dl, valid = noisy()
-    keep("whole", net, shared_phases(net, dl, ALL, valid, 2))
+    keep("whole", net, run_phases(net, dl, ALL, valid, 2))
     for seed, k in enumerate((3, 8, 99)):  # twice the lights go out
         net, dl, valid = noisy(seed)
         folder = Path(f"{sys.argv[1]}.run")
@@ -87,7 +97,7 @@ with processes() as (rank, world):
             out["newest"] = torch.tensor(int(newest.stem))
             if rank == world - 1:
                 newest.write_bytes(newest.read_bytes()[:-9])
-        run = shared_phases(net, dl, ALL, valid, 2, checkpoints=folder, every=2)
+        run = resumable(net, dl, ALL, folder, 2, valid, 2)
         keep("resumed", net, islice(run, k))
         del run
     save_file({k: v.contiguous() for k, v in out.items()}, f"{sys.argv[1]}.{rank}")
@@ -100,14 +110,16 @@ import torch
 from pathlib import Path
 from safetensors.torch import save_file
 from test_distributed import ALL, noisy
-from sft_nb.distributed import processes, shared_features, shared_phases
+from sft_nb.cache import Cache, cached
+from sft_nb.processes import group
+from sft_nb.resume import resumable
 torch.set_num_threads(1)
 folder, first = Path(sys.argv[1]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-with processes() as (rank, world):
+with group() as (rank, world):
     net, dl, valid = noisy()
-    shared_features(net.backbone, valid, folder)
+    cached(net.backbone, valid, cache=Cache(folder))
     losses = []
-    for s in shared_phases(net, dl, ALL, valid, 2, folder, folder / "run", 2):
+    for s in resumable(net, dl, ALL, folder / "run", 2, valid, 2):
         losses.append(s.loss)
         if first and rank == 1 and len(losses) == 6:
             (folder / "times").write_text(" ".join(str(f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))))
@@ -170,6 +182,9 @@ def one():
     feats = extract(net.backbone, plain)
     out = dict(feats=feats, head=solve_head(feats, 10, 0.1), few=solve_head(feats[:40], 10, 0.1))
     out["logits"], out["labels"] = predict(net, training(shuffle=False, augment=None, n=33))
+    out |= dict(mixed=extract(net.backbone, training(n=100)).x, ridge=ridge_head(feats, 10, [0.1])[0].W)
+    out |= dict(folds=cross_validate(feats, 10, [0.1], 3))
+    out["chosen"] = choose([out["head"], solve_head(feats, 10, 10.0)], feats).l2
     for name, phases in PLANS.items():
         net, dl = precise(name)
         losses = torch.tensor([s.loss for s in run_phases(net, dl, phases)])
@@ -215,6 +230,20 @@ def test_features_and_predictions_are_those_of_one_process_bit_for_bit(one, many
         assert torch.equal(got["x"], one["feats"].x) and torch.equal(got["y"], one["feats"].y)
         assert torch.equal(got["labels"], one["labels"]), "an evaluation that drops, repeats or reorders"
         assert torch.allclose(got["logits"], one["logits"], atol=1e-5)
+
+
+@each_n
+def test_shuffled_and_shifted_batches_and_lists_of_them_are_shared_too(one, many, n):
+    for got in many(n):
+        assert torch.equal(got["mixed"], one["mixed"]), "the order and the shifts of one process"
+        assert torch.equal(got["listed"], one["feats"].x)
+
+
+@each_n
+def test_what_one_does_with_heads_is_over_all_rows(one, many, n):
+    for got in many(n):
+        assert torch.equal(got["ridge"], one["ridge"]) and torch.equal(got["folds"], one["folds"])
+        assert float(got["chosen"]) == pytest.approx(one["chosen"])
 
 
 @each_n
@@ -287,28 +316,44 @@ def test_shares_cover_every_row_once():
     for n in (0, 1, 5, 64, 163):
         for batch in (1, 32):
             for world in (1, 2, 3, 4, 7):
-                rows = [i for r in range(world) for i in range(n)[share(n, batch, r, world)]]
+                rows = [i for r in range(world) for i in range(n)[my_rows(n, batch, r, world)]]
                 assert rows == list(range(n))
-                assert all(share(n, batch, r, world).start in (n, *range(0, n + 1, batch)) for r in range(world))
+                assert all(my_rows(n, batch, r, world).start in (n, *range(0, n + 1, batch)) for r in range(world))
     with pytest.raises(ValueError, match="ranks are 0 to 1"):
-        share(10, 1, 2, 2)
+        my_rows(10, 1, 2, 2)
 
 
 EQUAL = ("accuracy", "n", "valid", "chosen", "tried", "source", "trained", "stored", "steps", "flops", "kept", "data")
-OPTIONS = ["-m", "sft_nb.distributed", "--shots", "20", "--format", "json"]
+OPTIONS = ["-m", "sft_nb.cli", "run", "--shots", "20", "--format", "json"]
 
 
 @pytest.mark.slow
 def test_a_run_gives_the_record_of_one_process(tmp_path):
     want = run(Config(shots=20))
-    done = launch(2, *OPTIONS, "--cache", tmp_path / "cache", "--out", tmp_path / "r.jsonl")
+    done = launch(2, *OPTIONS, "--keep", tmp_path / "cache", "--out", tmp_path / "r.jsonl")
     assert done.returncode == 0, done.stderr[-3000:]
     got, written = json.loads(done.stdout), (tmp_path / "r.jsonl").read_text().splitlines()
     assert len(written) == 1, "more than one process wrote"
+    alone = json.loads(json.dumps(want.row()))
     for name in EQUAL:
-        assert got[name] == getattr(want, name), name
+        assert got[name] == alone[name], name
     assert abs(got["loss"] - want.loss) < 1e-6 and got["gap"] <= 1e-8
-    assert got["machine"].startswith("2 process(es)")
+    assert got["machine"].startswith("2 processes")
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_writes_every_record_once_and_goes_on(tmp_path):
+    out, keep = tmp_path / "r.jsonl", tmp_path / "kept"
+    line = ["-m", "sft_nb.cli", "sweep", "--shots", "2", "--format", "json", "--out", out, "--keep", keep, "--seed"]
+    first, second = launch(2, *line, "0", "1"), launch(2, *line, "0", "1", "2")
+    assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]
+    assert "2 of 2 runs to do" in first.stderr and "1 of 3 runs to do" in second.stderr
+    assert first.stderr.count("runs to do") == 1, "every process told the same"
+    rows = [json.loads(row) for row in second.stdout.splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2] and len(out.read_text().splitlines()) == 3
+    for seed, row in enumerate(rows):
+        alone = run(Config(shots=2, seed=seed))
+        assert row["accuracy"] == alone.scores["accuracy"] and row["gap"] <= 1e-8
 
 
 def children(pid):
@@ -342,7 +387,7 @@ def reached(cache, step):
 def killed(n, cache, steps, *options):
     "Run over n processes; at each of these steps of the search another worker dies. The record, and the kills."
     command = [*LAUNCH, f"--nproc_per_node={n}", f"--max-restarts={len(steps)}", *TRAINING, *options]
-    command += ["--cache", str(cache)]
+    command += ["--keep", str(cache)]
     p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     dead, there = [], {}
     try:
@@ -366,7 +411,7 @@ def killed(n, cache, steps, *options):
 
 def same_run(n, folder, steps, *options):
     "How many workers died on the way to the bytes of the run that nobody stopped."
-    done = launch(n, *TRAINING, *options, "--cache", folder / "whole")
+    done = launch(n, *TRAINING, *options, "--keep", folder / "whole")
     assert done.returncode == 0, done.stderr[-3000:]
     want, (got, dead) = json.loads(done.stdout), killed(n, folder / "killed", steps, *options)
     for name in EQUAL:
@@ -384,13 +429,13 @@ def test_kills_all_along_the_way_change_nothing(tmp_path, n):
 
 
 def test_a_finished_command_called_again_reads_its_steps(tmp_path, capsys, monkeypatch):
-    command = [*TRAINING[2:], "--budget", "1", "--cache", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
+    command = [*TRAINING[2:], "--lrs", "0.003", "--keep", str(tmp_path), "--out", str(tmp_path / "r.jsonl")]
     assert main(command) == 0
-    monkeypatch.setattr("sft_nb.distributed.steps", None)
+    monkeypatch.setattr("sft_nb.strategies.steps", None)
     assert main(command) == 0
     first, again = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["steps"] == 12 and all(first[name] == again[name] for name in EQUAL)
-    assert main([*command[:-6], "--every", "0", "--cache", str(tmp_path / "b")]) == 2
+    assert main([*command[:-6], "--every", "0", "--keep", str(tmp_path / "b")]) == 2
     assert "every is a number of steps" in capsys.readouterr().err
 
 
@@ -410,10 +455,10 @@ def test_a_folder_of_pictures_that_grew_is_another_run(tmp_path, capsys):
         "lp_ft",
         "--epochs",
         "1",
-        "--budget",
-        "1",
+        "--lrs",
+        "0.003",
     ]
-    command += ["--cache", str(tmp_path / "kept"), "--format", "json"]
+    command = ["run", *command, "--keep", str(tmp_path / "kept"), "--format", "json"]
     assert main(command) == main(command) == 0
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pics" / "0" / "new.png")
     assert main(command) == 0
@@ -437,33 +482,37 @@ def said(done):
 
 @pytest.mark.slow
 def test_wrong_input_is_said_once_for_all_processes():
-    done = launch(2, "-m", "sft_nb.distributed", "--shots", "0")
+    done = launch(2, "-m", "sft_nb.cli", "run", "--shots", "0")
     assert said(done) == ["sft_nb: shots must be a whole number from 1 to 100000; got 0"]
 
 
 BROKEN = """
 import os
 import sys
-import sft_nb.distributed as D
+import sft_nb.cli as C
 import sft_nb.experiments as X
+import sft_nb.training as T
 where, rank = sys.argv[1:3]
 def broken(*args, **kwargs):
     raise ValueError("the reason")
 if os.environ["RANK"] == rank or rank == "all":
     if where == "words":
-        D._parsed = broken
+        C._parser = broken
     if where == "data":  # before it has met the others
         X.load_split = broken
     if where == "work":  # when they wait for it
-        D._Shared.predict = broken
-sys.exit(D.main(["--task", "digits", "--shots", "2", "--budget", "1"]))
+        X.l2_path = broken
+    if where == "step":
+        T._there = broken
+more = ["--strategy", "bitfit", "--epochs", "1", "--lrs", "0.003"] if where == "step" else ["--l2s", "0.1"]
+sys.exit(C.main(["run", "--task", "digits", "--shots", "2", *more]))
 """
 OTHERS = "another process has ended, and the work of all ends with it: it has said why"
 
 
 @pytest.mark.parametrize(
     ("where", "rank"),
-    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0")))],
+    [("data", "1"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("words", "2"), ("data", "0"), ("data", "all"), ("work", "1"), ("work", "0"), ("step", "1")))],
 )  # fmt: skip
 def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, rank):
     (tmp_path / "script.py").write_text(BROKEN)
@@ -476,29 +525,27 @@ def test_whoever_fails_says_why_and_who_it_is_and_nobody_hangs(tmp_path, where, 
     assert "[rank" not in done.stderr, "a traceback of one that only lost the others"
 
 
-@pytest.mark.parametrize("option", ["--out", "--cache"])
+@pytest.mark.parametrize("option", ["--out", "--keep"])
 def test_a_result_that_could_not_be_kept_is_told_before_the_work(tmp_path, capsys, monkeypatch, option):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("sft_nb.distributed.run", None)
+    monkeypatch.setattr("sft_nb.cli.run", None)
     assert main([*OPTIONS[2:], option, str(tmp_path / "file" / "x")]) == 2
     assert "could not be written (a file stands where a folder should be): name a file in a" in capsys.readouterr().err
 
 
 def test_only_the_first_process_is_asked_for_a_place_for_the_record(tmp_path, monkeypatch):
-    from sft_nb import distributed
-
     monkeypatch.setenv("RANK", "1")  # on another machine
-    distributed._check_places(str(tmp_path), None)
+    _check_places(str(tmp_path), None)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(OSError, match="could not be written"):
-        distributed._check_places(str(tmp_path), None)
+        _check_places(str(tmp_path), None)
 
 
 def test_a_tilde_in_its_options_is_home(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    command = ["--task", "digits", "--shots", "2", "--budget", "1", "--cache", "~/kept", "--out", "~/r/r.jsonl"]
+    command = ["run", "--task", "digits", "--shots", "2", "--l2s", "0.1", "--keep", "~/kept", "--out", "~/r/r.jsonl"]
     assert main(command) == 0
     assert (tmp_path / "r" / "r.jsonl").is_file() and list((tmp_path / "kept").glob("*.safetensors"))
     assert not (tmp_path / "~").exists()

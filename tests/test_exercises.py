@@ -15,7 +15,7 @@ def test_exercises(path):
     found = exercises(nb)
     assert 3 <= len(found) <= 5, f"{len(found)} exercises"
     names = {"__name__": "__main__"}
-    module = re.search(r"#\| default_exp (\w+)", "\n".join(code_cells(nb)))
+    module = re.search(r"#\| default_exp ([\w.]+)", "\n".join(code_cells(nb)))
     if module:
         exec(f"from sft_nb.{module[1]} import *", names)
     for code in code_cells(nb):

@@ -12,6 +12,8 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import asdict, fields, replace
+from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,29 +28,22 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sft_nb import experiments
+from sft_nb import cache, experiments, records, sweeps
 from sft_nb.cli import main
-from sft_nb.data import TASKS, Images, Split
-from sft_nb.experiments import (
-    Config,
-    Record,
-    compare,
-    forecast,
-    grid,
-    read_records,
-    render,
-    run,
-    sweep,
-    table,
-)  # fmt: skip
+from sft_nb.data import Images, Split, few_shot, load_split
+from sft_nb.experiments import run
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
+from sft_nb.records import Config, Price, Record, grid, is_several, kind_of, known_names, read_records
+from sft_nb.sources.pocket import TASKS
 from sft_nb.store import StoreError, append_line, read_lines
 from sft_nb.strategies import STRATEGIES
+from sft_nb.sweeps import forecast, remaining, sweep
+from sft_nb.tables import FORMATS, compare, render, table
 from sft_nb.training import kept_bytes, step_flops
 
-QUICK = dict(epochs=1, budget=1, shots=4)  # two steps
+QUICK = dict(epochs=1, lrs=0.003, l2s=0.1, shots=4)  # one candidate, two steps
 
 
 # ---- the price of a step
@@ -215,7 +210,7 @@ def test_every_field_says_what_it_is_and_its_default_is_allowed():
     assert Config() == Config(**asdict(Config()))
     for f in fields(Config):
         assert f.metadata["help"] and ("known" in f.metadata) != ("low" in f.metadata)
-    assert set(STRATEGIES) == set(next(f for f in fields(Config) if f.name == "strategy").metadata["known"])
+    assert set(STRATEGIES) == set(next(known_names(f) for f in fields(Config) if f.name == "strategy"))
 
 
 @pytest.mark.parametrize("f", fields(Config), ids=lambda f: f.name)
@@ -226,12 +221,13 @@ def test_what_lies_outside_is_refused_by_name(f):
         if "known" in about
         else [None, "1", True, about["high"] * 2 + 1, about["low"] - 1, float("nan"), float("inf")]
     )
-    bad += [2.5] if type(f.default) is int else []
+    bad += [2.5] if kind_of(f) is int else []
+    bad += [[], (), (0.5, "x"), (0.5, 0.5), (0.5, float("nan")), {}] if is_several(f) else []
     for value in bad:
         with pytest.raises(ValueError, match=f.name):
             Config(**{f.name: value})
-    for value in (about["low"], about["high"]) if "low" in about else about["known"]:
-        assert getattr(Config(**{f.name: value}), f.name) == value
+    for value in (about["low"], about["high"]) if "low" in about else known_names(f):
+        assert getattr(Config(**{f.name: value}), f.name) == ((value,) if is_several(f) else value)
 
 
 def test_nearest_names():
@@ -245,8 +241,9 @@ def test_nearest_names():
 
 
 def test_numbers_and_paths_of_other_libraries_are_taken(tmp_path, monkeypatch):
-    assert Config(seed=np.int64(3), lr=np.float32(0.5), shots=np.uint8(7)) == Config(seed=3, lr=0.5, shots=7)
-    json.dumps(asdict(Config(seed=np.int64(3), lr=np.float32(0.5), task=tmp_path)))
+    assert Config(seed=np.int64(3), lrs=np.float32(0.5), shots=np.uint8(7)) == Config(seed=3, lrs=0.5, shots=7)
+    assert Config(lrs=np.array([0.5, 0.25])).lrs == (0.5, 0.25) == Config(lrs=(x for x in (0.5, 0.25))).lrs
+    json.dumps(asdict(Config(seed=np.int64(3), lrs=[np.float32(0.5)], task=tmp_path)))
     for value in (np.bool_(True), np.float64(2.5), np.array([1]), torch.tensor(3)):
         with pytest.raises(ValueError, match="seed must be a whole number"):
             Config(seed=value)
@@ -287,6 +284,8 @@ def test_grid_is_the_product():
     cs = grid(strategy=["full", "lora"], shots=(4, 5), seed=range(3), task="near")
     assert len(set(cs)) == 12 and [c.seed for c in cs[:4]] == [0, 1, 2, 0] and {c.task for c in cs} == {"near"}
     assert grid() == [Config()]
+    assert [c.lrs for c in grid(lrs=(0.1, 0.2))] == [(0.1, 0.2)]  # a tuple is one search, a list is an axis
+    assert [c.lrs for c in grid(lrs=[0.1, (0.1, 0.2), [0.3]])] == [(0.1,), (0.1, 0.2), (0.3,)]
 
 
 # ---- run
@@ -301,16 +300,14 @@ def test_the_same_config_gives_the_same_record(name):
     assert run(c) == once
     assert run(replace(c, seed=1)) != once
     row = json.loads(json.dumps(asdict(once)))
-    assert Record(**(row | dict(config=Config(**row["config"])))) == once
+    assert Record(**(row | dict(config=Config(**row["config"]), price=Price(**row["price"])))) == once
 
 
 def test_a_record_is_what_one_would_compute_by_hand():
     "The probe's record against scikit-learn on features that were computed plainly."
     from sklearn.linear_model import LogisticRegression
 
-    from sft_nb.data import few_shot, load_split
-
-    r = run(Config(task="near", seed=2, budget=3))
+    r = run(Config(task="near", seed=2, l2s=(0.1, 0.01, 0.001)))
     pre, task = load_pretrained("pocket"), load_split("near")
     with torch.no_grad():
         phi = lambda ds: pre.backbone(pre.transform(ds.x)).numpy()
@@ -327,7 +324,7 @@ def test_a_record_is_what_one_would_compute_by_hand():
     assert r.accuracy == pytest.approx((theirs.predict(test) == task.test.y.numpy()).mean(), abs=0.003)
     p = theirs.predict_proba(x)
     assert r.loss == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean(), abs=1e-4)
-    assert r.gap <= 1e-8 and (r.trained, r.stored, r.steps) == (1290, 5160, 0)
+    assert r.gap <= 1e-8 and (r.price.trained, r.price.stored, r.price.steps) == (1290, 5160, 0)
 
 
 def test_sizes_and_what_has_no_meaning_is_none():
@@ -335,22 +332,23 @@ def test_sizes_and_what_has_no_meaning_is_none():
         return run(Config(strategy=name, **(QUICK | more)))
 
     full, scratch, norm = of("full"), of("from_scratch"), of("bn_only")
-    assert (full.trained, norm.trained) == (308_826, 1_440 + 1_290)
-    assert full.gap is scratch.gap is scratch.source is None and 0 < full.source < 1
-    assert norm.stored < full.stored and norm.kept <= full.kept and norm.flops < full.flops
-    assert full.steps == 2  # forty pictures, batches of 32, one epoch
-    assert of("lora", augment=0, batch_size=64).steps == 1
+    a, b = full.price, norm.price
+    assert (a.trained, b.trained) == (308_826, 1_440 + 1_290)
+    assert full.gap is scratch.gap is scratch.scores["source"] is None and 0 < full.scores["source"] < 1
+    assert b.stored < a.stored and b.kept <= a.kept and b.flops < a.flops
+    assert a.steps == 2  # forty pictures, batches of 32, one epoch
+    assert of("lora", augment=0, batch_size=64).price.steps == 1
 
 
 def test_the_search_is_equal_and_the_best_on_validation_is_chosen():
     for name in ("full", "linear_probing"):
-        r = run(Config(strategy=name, shots=4, epochs=2, budget=3))
+        r = run(Config(strategy=name, shots=4, epochs=2, lrs=(0.003, 0.009, 0.027), l2s=(0.1, 0.01, 0.001)))
         assert len(r.tried) == 3 and r.valid == max(r.tried.values()) == r.tried[r.chosen]
 
 
 def test_the_test_labels_choose_nothing(monkeypatch):
     "With other test labels everything but the test accuracy is the same."
-    c = Config(strategy="bitfit", **(QUICK | dict(budget=2)))
+    c = Config(strategy="bitfit", **(QUICK | dict(lrs=(0.003, 0.009))))
     honest, real = run(c), experiments.load_split
 
     def shifted(*args, **kwargs):
@@ -359,7 +357,7 @@ def test_the_test_labels_choose_nothing(monkeypatch):
 
     monkeypatch.setattr(experiments, "load_split", shifted)
     other = run(c)
-    assert replace(other, accuracy=honest.accuracy) == honest and other.accuracy != honest.accuracy
+    assert replace(other, scores=honest.scores) == honest and other.accuracy != honest.accuracy
 
 
 def test_a_loss_that_runs_away_is_a_candidate_that_failed(monkeypatch):
@@ -371,10 +369,10 @@ def test_a_loss_that_runs_away_is_a_candidate_that_failed(monkeypatch):
         return real(model, dl, phases, **options)
 
     monkeypatch.setattr(experiments, "run_phases", stormy)
-    r = run(Config(strategy="bitfit", **(QUICK | dict(budget=2))))
+    r = run(Config(strategy="bitfit", **(QUICK | dict(lrs=(0.003, 0.009)))))
     assert r.tried["lr=0.009"] == 0 and r.chosen == "lr=0.003"
     with pytest.raises(ValueError, match="lower lr"):
-        run(Config(strategy="bitfit", lr=0.01, **QUICK))
+        run(Config(strategy="bitfit", **(QUICK | dict(lrs=0.01))))
 
 
 def test_a_candidate_whose_last_step_ran_away_costs_no_other(monkeypatch):
@@ -388,7 +386,7 @@ def test_a_candidate_whose_last_step_ran_away_costs_no_other(monkeypatch):
                 model.head.bias.fill_(float("nan"))
 
     monkeypatch.setattr(experiments, "run_phases", last)
-    r = run(Config(strategy="bitfit", **(QUICK | dict(budget=2))))
+    r = run(Config(strategy="bitfit", **(QUICK | dict(lrs=(0.003, 0.009)))))
     assert r.tried["lr=0.009"] == 0 and r.chosen == "lr=0.003"
 
 
@@ -400,12 +398,13 @@ def test_a_side_measurement_that_fails_costs_no_result(monkeypatch):
     def refuse(*args):
         raise ValueError("this layer was never counted")
 
-    for name in ("step_flops", "kept_bytes", "_source_accuracy", "_gap"):
+    for name in ("step_flops", "kept_bytes", "_source_accuracy"):
         monkeypatch.setattr(experiments, name, refuse)
     with pytest.warns(UserWarning) as said:
         bare = run(c)
-    assert sum("this layer was never counted" in str(w.message) for w in said) == 4
-    assert bare == replace(honest, flops=None, kept=None, source=None, gap=None)
+    assert sum("this layer was never counted" in str(w.message) for w in said) == 3
+    price = replace(honest.price, flops=None, kept=None)
+    assert bare == replace(honest, scores=honest.scores | dict(source=None), price=price)
     (row,) = table([bare], ["strategy"], ["accuracy", "flops", "kept"])
     assert (row["flops"], row["kept"], row["accuracy"]) == (None, None, honest.accuracy)
     assert render([row]).splitlines()[1].split("\t")[4:] == ["", "", "", ""]
@@ -422,10 +421,89 @@ def test_the_source_head_stays_where_it_is():
     assert torch.equal(s.pre.head.weight, before[0]) and s.pre.head.weight.device == before[1]
 
 
+class Count:
+    "How often each set goes through extract and predict, and heads are solved, wherever these are called."
+
+    def __init__(self, monkeypatch):
+        self.rows, self.paths = Counter(), 0
+        for module, name in ((experiments, "extract"), (cache, "extract"), (experiments, "predict")):
+            monkeypatch.setattr(module, name, self.of(getattr(module, name), name))
+        real = experiments.l2_path
+        monkeypatch.setattr(experiments, "l2_path", lambda *args: self.solved() or real(*args))
+
+    def of(self, real, name):
+        return lambda net, dl, *args: self.rows.update({name: len(dl.ds)}) or real(net, dl, *args)
+
+    def solved(self):
+        self.paths += 1
+
+
+def test_a_probe_extracts_every_set_once_whatever_it_tries(monkeypatch):
+    "And nothing is predicted again; what LP-FT begins with is solved once for all its rates."
+    s = experiments.prepare(Config(**QUICK))
+    sets = len(s.few) + len(s.task.valid) + len(s.task.test) + experiments.SOURCE_TEST
+    for l2s in (0.1, (10.0, 1.0, 0.1, 0.01)):
+        with monkeypatch.context() as m:
+            seen = Count(m)
+            r = run(Config(**(QUICK | dict(l2s=l2s))))
+        assert seen.rows == dict(extract=sets) and seen.paths == 1 and len(r.tried) == len(r.config.l2s)
+    with monkeypatch.context() as m:
+        seen = Count(m)
+        run(Config(strategy="lp_ft", **(QUICK | dict(lrs=(0.001, 0.003, 0.009), l2s=(0.1, 0.01)))))
+    assert seen.rows["extract"] == len(s.few) and seen.paths == 1
+
+
+def test_the_certificate_of_a_record_is_that_of_its_head(monkeypatch):
+    "Solved once: what the stream gave, and not another solution."
+    gaps, real = [], experiments.l2_path
+    monkeypatch.setattr(experiments, "l2_path", lambda *a: [gaps.append(p) or p for p in real(*a)])
+    r = run(Config(**(QUICK | dict(l2s=(1.0, 0.1, 0.01)))))
+    assert [f"l2={p.l2:g}" for p in gaps] == list(r.tried)
+    assert r.gap == next(p.gap for p in gaps if f"l2={p.l2:g}" == r.chosen)
+
+
+def test_a_sweep_extracts_once_for_each_network_task_and_seed(tmp_path, monkeypatch):
+    configs = grid(strategy=["linear_probing", "lp_ft"], seed=[0, 1], **QUICK) + grid(
+        seed=[0, 1], **(QUICK | dict(l2s=1.0))
+    )
+    s = experiments.prepare(configs[0])
+    with monkeypatch.context() as m:
+        seen = Count(m)
+        alone = sweep(configs, tmp_path / "a")
+    once = len(s.task.valid) + len(s.task.test) + experiments.SOURCE_TEST
+    assert seen.rows["extract"] == 2 * len(s.few) + once
+    assert alone == [run(c) for c in configs]  # what is shared changes nothing
+    with monkeypatch.context() as m:
+        seen = Count(m)
+        for out in ("b", "c"):
+            assert sweep(configs, tmp_path / out, tmp_path / "keep") == alone
+    assert seen.rows["extract"] == 2 * len(s.few) + once  # the second sweep finds all of it in the folder
+
+
+def test_with_a_folder_a_run_ends_in_the_same_record_and_takes_no_step_twice(tmp_path, monkeypatch):
+    c = Config(strategy="lp_ft", **QUICK)
+    want = run(c)
+    assert run(c, tmp_path) == want
+    monkeypatch.setattr(experiments, "run_phases", lambda *a, **kw: pytest.fail("trained without checkpoints"))
+    real, seen = experiments.resumable, []
+    monkeypatch.setattr(
+        experiments,
+        "resumable",
+        lambda model, dl, phases, folder, every: seen.append(folder) or real(model, dl, phases, folder, every),
+    )
+    with monkeypatch.context() as m:
+        m.setattr("sft_nb.strategies.steps", lambda *a, **kw: pytest.fail("a step was taken again"))
+        assert run(c, tmp_path) == want
+    run(replace(c, l2s=0.5), tmp_path), run(replace(c, lrs=(0.003, 0.009)), tmp_path)
+    assert len(set(seen)) == 3 and seen.count(seen[0]) == 2  # the same rate of another search is the same training
+    with pytest.raises(ValueError, match="every is a number of steps"):
+        run(c, tmp_path, every=0)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu():
     r = run(Config(strategy="full", device="cuda", **QUICK))
-    assert r.peak_bytes > 0 and r.trained == 308_826
+    assert r.price.peak_bytes > 0 and r.price.trained == 308_826
 
 
 # ---- sweeps
@@ -433,7 +511,7 @@ def test_on_a_gpu():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments_a_sweep_ends_in_the_same_records(tmp_path):
-    configs = grid(strategy=["linear_probing", "bn_only"], seed=range(4), shots=2, epochs=1, budget=1)
+    configs = grid(strategy=["linear_probing", "bn_only"], seed=range(4), **(QUICK | dict(shots=2)))
     whole = sweep(configs, tmp_path / "whole")
     path, draw, kills = tmp_path / "killed", random.Random(0), 0
     for goal in (0, 1, 1, 3, 5, 6):  # killed somewhere after so many lines
@@ -455,7 +533,7 @@ def test_killed_at_random_moments_a_sweep_ends_in_the_same_records(tmp_path):
 def test_what_the_file_holds_is_not_run_again(tmp_path, monkeypatch):
     configs, path = grid(seed=[0, 1], **QUICK), tmp_path / "a"
     first = sweep(configs, path)
-    monkeypatch.setattr(experiments, "run", lambda c: pytest.fail("run again"))
+    monkeypatch.setattr(sweeps, "run", lambda *args: pytest.fail("run again"))
     assert sweep([*reversed(configs), *configs], path) == first[::-1]
     assert sweep([], path) == [] and len(path.read_bytes().splitlines()) == 2
 
@@ -493,8 +571,9 @@ def test_records_of_another_kind_are_named(tmp_path):
 
 
 WRONG = {
-    "nan": '"accuracy": NaN', "too large": '"accuracy": 1e400', "text": '"accuracy": "0.5"', "no bool": '"n": true',
-    "a list": '"steps": []', "part of a picture": '"n": 0.5', "huge": '"n": 1' + "0" * 400, "no dict": '"tried": 3',
+    "nan": '"scores": {"accuracy": NaN}', "too large": '"scores": {"accuracy": 1e400}', "text": '"scores": {"accuracy": "0.5"}',
+    "no score": '"scores": {}', "scores that are none": '"scores": {"accuracy": null}', "no bool": '"n": true',
+    "a list": '"price": {"steps": []}', "no price": '"price": 3', "part of a picture": '"n": 0.5', "huge": '"n": 1' + "0" * 400, "no dict": '"tried": 3',
     "a number for a name": '"machine": 3', "None": '"loss": null', "nan within": '"tried": {"lr=0.003": NaN}',
 }  # fmt: skip
 
@@ -507,6 +586,108 @@ def test_what_is_no_measurement_is_left_out_and_said(wrong, tmp_path):
         f.write(line[:-1] + f", {WRONG[wrong]}}}\n")  # of a name that comes twice, JSON takes the last
     with pytest.warns(UserWarning):
         assert read_records(tmp_path / "a") == [record(0.25)]
+
+
+def first_version(r, **more):
+    "The line that the first version would have written of a record whose search was three times and a tenth."
+    row, flat = asdict(r), r.row()
+    del row["scores"], row["price"]
+    config = {k: v for k, v in row["config"].items() if k not in ("lrs", "l2s")}
+    config |= dict(budget=len(r.config.lrs), lr=r.config.lrs[0], l2=r.config.l2s[0])
+    row |= {k: flat[k] for k in ("accuracy", "source", *(f.name for f in fields(Price)))}
+    return row | dict(config=config) | more
+
+
+def test_a_line_of_the_first_version_is_a_record_of_today(tmp_path):
+    r = replace(record(0.25, strategy="lp_ft", lrs=(0.001, 0.003, 0.009), l2s=(0.5, 0.05, 0.005)), gap=1e-9, data="d")
+    append_line(tmp_path / "a", first_version(r))
+    append_line(tmp_path / "a", asdict(r))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_records(tmp_path / "a") == [r]  # they are the same experiment
+    assert remaining([r.config], tmp_path / "a") == [r.config]  # a folder's; by name there is another
+    append_line(tmp_path / "b", first_version(replace(r, data="")))
+    assert remaining([r.config], tmp_path / "b") == []
+    for wrong in (dict(accuracy=None), dict(accuracy="0.5"), dict(steps=0.5), dict(tried=3), dict(seconds="long")):
+        append_line(tmp_path / "c", first_version(r) | wrong)
+    line = first_version(r)
+    for config in (dict(budget="two"), dict(budget=0), dict(lr="fast"), dict(l2=None)):
+        append_line(tmp_path / "c", line | dict(config=line["config"] | config))
+    del line["accuracy"]
+    append_line(tmp_path / "c", line)
+    with pytest.raises(ValueError, match="holds no record of an experiment"):
+        read_records(tmp_path / "c")
+
+
+def test_the_committed_records_lose_nothing_by_being_read(tmp_path):
+    "Every number of every old line is in the record; written as today they are read as the same."
+    path = ROOT / "results" / "strategies.jsonl"
+    lines, found = read_lines(path), read_records(path)
+    assert len(lines) == len(found) == 438
+    for line, r in zip(lines, found, strict=True):
+        config = line.pop("config")
+        assert {k: r.value(k) for k in line} == line
+        budget, lr, l2 = (config.pop(k) for k in ("budget", "lr", "l2"))
+        assert {k: getattr(r.config, k) for k in config} == config
+        axis, values = ("l2", r.config.l2s) if r.config.strategy == "linear_probing" else ("lr", r.config.lrs)
+        assert list(r.tried) == [f"{axis}={v:g}" for v in values] and len(values) == budget
+        assert (r.config.lrs[0], r.config.l2s[0]) == (lr, l2)
+    for r in found[:40]:
+        append_line(tmp_path / "today", asdict(r))
+    assert read_records(tmp_path / "today") == found[:40]
+
+
+def test_tables_and_comparisons_of_the_committed_records_are_those_of_the_code_that_wrote_them():
+    "Digests of what the version before lrs, prices and scores gave for them."
+    found = read_records(ROOT / "results" / "strategies.jsonl")
+    values = ["accuracy", "source", "valid", "loss", "gap", "n", *(f.name for f in fields(Price))]
+    whole = render(table(found, ["pretrained", "task", "shots", "strategy"], values), "json")
+    assert digest_of(whole) == "ea17ffc663251e9f"
+    pocket = [r for r in found if r.config.pretrained == "pocket"]
+    text = render(table(pocket))
+    assert digest_of(text) == "afdeaa97c825a137"
+    assert text.splitlines()[1] == "near\t10\tlinear_probing\t3\t0.906667\t0.000721688"
+    names, told = sorted({r.config.strategy for r in pocket}), []
+    for a, b in combinations(names, 2):
+        for value in ("accuracy", "loss", "seconds"):
+            for shots in (10, 50):
+                pair = ([r for r in pocket if (r.config.strategy, r.config.shots) == (s, shots)] for s in (a, b))
+                told.append([a, b, value, shots, *vars(compare(*pair, value=value)).values()])
+    assert len(told) == 330 and digest_of(json.dumps(told)) == "a68122de403dae76"
+
+
+def digest_of(text):
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def test_other_scores_and_missing_prices_are_records_too(tmp_path):
+    "A later version writes a field more, a score more, a part less: the file stays readable, and tables take them."
+    old = record(0.25)
+    new = replace(record(seed=1), scores=dict(perplexity=12.0), price=Price(seconds=2.0), gap=None)
+    lines = [asdict(old), asdict(new)]
+    del lines[1]["gap"], lines[1]["machine"], lines[1]["price"]["trained"]
+    for line in lines:
+        append_line(tmp_path / "a", line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_records(tmp_path / "a") == [old, new]
+    (row,) = table([old, new], ["task"], ["accuracy", "perplexity", "trained"])
+    assert (row["accuracy"], row["perplexity"], row["trained"], row["accuracy sd"]) == (0.25, 12.0, 1, None)
+    with pytest.raises(ValueError, match="unknown result 'perplexity'"):
+        table([old], ["task"], ["perplexity"])
+    header, first, second = render([old.row(), new.row()]).splitlines()
+    assert len({line.count("\t") for line in (header, first, second)}) == 1 and header.endswith("perplexity")
+    with pytest.raises(ValueError, match="no value of accuracy"):
+        compare([old], [replace(new, config=replace(old.config, strategy="full"))])
+    append_line(tmp_path / "b", asdict(old) | dict(price=asdict(old.price) | dict(watts=3), mood="good"))
+    with pytest.warns(UserWarning, match="mood, watts mean nothing to this version"):
+        assert read_records(tmp_path / "b") == [old]
+
+
+def test_a_comparison_says_that_a_search_was_not_equal():
+    more = replace(record(strategy="full"), tried={"lr=0.003": 0.5, "lr=0.009": 0.4})
+    with pytest.warns(UserWarning, match=r"1 of 1 pairs the search was not equal \(2 candidates against 1\)"):
+        compare([more], [record()])
 
 
 def test_a_line_of_another_version_or_machine_is_a_record(tmp_path):
@@ -523,7 +704,7 @@ def test_a_line_of_another_version_or_machine_is_a_record(tmp_path):
     assert (c.strategy, c.task, c.shots, c.augment, far.data) == ("of_tomorrow", "/not/here", 10**6, 2, "")
     assert near == record(0.25) and hash(c) != hash(near.config)
     assert [row["task"] for row in table([near, far], ["task"])] == ["digits_wild", "/not/here"]  # known names first
-    assert compare([far], [replace(far, accuracy=0.25)]).difference == 0.25
+    assert compare([far], [replace(far, scores=dict(accuracy=0.25))]).difference == 0.25
     with pytest.raises(ValueError, match="unknown pretrained"):  # to run it is another matter
         replace(c, task="digits")
 
@@ -538,7 +719,7 @@ def pictures(root, n, seed=0, classes=("a", "b")):
     return root
 
 
-FOLDER = dict(shots=2, budget=1, epochs=1)
+FOLDER = QUICK | dict(shots=2)
 
 
 def test_a_folder_is_read_in_the_size_that_the_network_was_made_for(tmp_path, monkeypatch):
@@ -592,23 +773,24 @@ def test_a_folder_is_known_by_what_it_holds(tmp_path, monkeypatch):
 
 def test_a_moved_folder_is_one_target_in_tables_and_pairs():
     moved = [replace(record(v, task="digits", seed=i), data="d" * 64) for i, v in enumerate((0.1, 0.3))]
-    move = lambda r, to: replace(r, config=experiments._config_of(asdict(r.config) | dict(task=to)))
+    move = lambda r, to: replace(r, config=records._filled(Config, asdict(r.config) | dict(task=to)))
     moved = [move(moved[0], "pics"), move(moved[1], "pics-2024")]
     (row,) = table(moved, ["task"])
     assert (row["task"], row["n"], row["accuracy"]) == ("pics-2024", 2, pytest.approx(0.2))
     others = [
-        replace(r, config=experiments._config_of(asdict(r.config) | dict(strategy="full", task="old"))) for r in moved
+        replace(r, config=records._filled(Config, asdict(r.config) | dict(strategy="full", task="old"))) for r in moved
     ]
     assert compare(moved, others).unit == "seed" and compare(moved, others).n == 2
     changed = [replace(r, data="e" * 64) for r in others]
-    with pytest.raises(ValueError, match="holds other pictures now"):
+    with pytest.raises(ValueError, match="holds other files now"):
         compare(moved, changed)
 
 
 def test_a_file_that_cannot_be_written_is_found_out_before_the_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     ran = []
-    monkeypatch.setattr(experiments, "run", lambda c: ran.append(c))
+    for module in (experiments, sweeps):
+        monkeypatch.setattr(module, "run", lambda *args: ran.append(args))
     for out in (tmp_path / "file" / "x.jsonl", tmp_path):
         with pytest.raises(OSError):
             sweep(grid(), out)
@@ -620,14 +802,14 @@ def test_a_file_that_cannot_be_written_is_found_out_before_the_run(tmp_path, mon
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_record_that_no_file_takes_is_printed_all_the_same(capsys):
-    assert main(["run", "--shots", "2", "--budget", "1", "--out", "/dev/full", "--format", "json"]) == 2
+    assert main(["run", "--shots", "2", "--l2s", "0.1", "--out", "/dev/full", "--format", "json"]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["n"] == 800 and "free some space" in said.err
 
 
 def test_of_equal_configs_the_last_record_counts(tmp_path):
     for value in (0.1, 0.9):
-        append_line(tmp_path / "a", asdict(replace(record(), accuracy=value)))
+        append_line(tmp_path / "a", asdict(record(value)))
     assert [r.accuracy for r in read_records(tmp_path / "a")] == [0.9]
 
 
@@ -650,9 +832,10 @@ def test_whatever_the_clock_says_a_forecast_is_not_negative_and_no_step_takes_no
         fit = lambda s, axis, value: replace(
             experiments.candidate(s, axis, value), seconds=next(took), steps=next(steps)
         )
-        m.setattr(experiments, "_fit", fit)
-        m.setattr(experiments, "_size", lambda s, fit: dict(trained=1, kept=None))
-        reading, start, step, look, held = experiments._pace(Config(strategy=name, **QUICK))
+        m.setattr(sweeps, "trained", fit)
+        m.setattr(sweeps, "step_price", lambda s, fit: Price(trained=1))
+        axis, reading, start, step, look, held = sweeps._pace(Config(strategy=name, **QUICK))
+    assert axis == ("l2" if name == "linear_probing" else "lr")
     assert min(reading, start, step, look) >= 0 and held > 0
     assert step == 0 if name == "linear_probing" else step == max(0, clock[2] - clock[1]) / 4
     assert start == clock[1] if name == "linear_probing" else start <= clock[1]
@@ -660,7 +843,8 @@ def test_whatever_the_clock_says_a_forecast_is_not_negative_and_no_step_takes_no
 
 def test_a_forecast_reads_every_task_once(monkeypatch):
     real, read = experiments.load_split, []
-    monkeypatch.setattr(experiments, "load_split", lambda *a, **kw: read.append(a) or real(*a, **kw))
+    for module in (experiments, sweeps):
+        monkeypatch.setattr(module, "load_split", lambda *a, **kw: read.append(a) or real(*a, **kw))
     forecast(grid(seed=range(5), **QUICK))
     assert len(read) == 2  # its numbers, and the one that is measured
 
@@ -670,8 +854,8 @@ def test_a_forecast_reads_every_task_once(monkeypatch):
 
 def record(accuracy=0.5, source=0.9, **config):
     return Record(
-        Config(**config), accuracy, 800, 0.5, "lr=0.003", {"lr=0.003": 0.5}, 1.0, None, source, 1, 1, 1, 1, 1,
-        0.1, 0.2, 0, "here", "", "now",
+        Config(**config), dict(accuracy=accuracy, source=source), 800, 0.5, "lr=0.003", {"lr=0.003": 0.5}, 1.0, None,
+        Price(1, 1, 1, 1, 1, 0.1, 0.2, 0), "here", "", "now",
     )  # fmt: skip
 
 
@@ -747,8 +931,8 @@ def test_comparison_wants_partners():
 def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     "Against SciPy on the means of the units; shots and seeds within a unit are averaged."
     g = np.random.default_rng(0)
-    a = [Record(c, g.uniform(), *REST) for c in grid(**axis, shots=[5, 50], seed=range(3), strategy="full")]
-    b = [Record(replace(r.config, strategy="lora"), g.uniform(), *REST) for r in a]
+    a = [scored(c, g.uniform()) for c in grid(**axis, shots=[5, 50], seed=range(3), strategy="full")]
+    b = [scored(replace(r.config, strategy="lora"), g.uniform()) for r in a]
     c = compare(a, b)
     (names,) = axis
     means = [
@@ -761,10 +945,11 @@ def test_the_unit_is_the_coarsest_thing_of_which_there_are_several(unit, axis):
     assert (c.better, c.worse) == (sum(m > 0 for m in means), sum(m < 0 for m in means))
     assert f"{len(means)} {unit}s ({len(a)} pairs)" in str(c)
     one = [[r for r in rs if getattr(r.config, names) == axis[names][0]] for rs in (a, b)]
-    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test pictures" in str(compare(*one))
+    assert compare(*one).unit == "seed" and compare(*one).n == 3 and "test examples" in str(compare(*one))
 
 
-REST = (800, 0.5, "", {}, 1.0, None, None, 1, 1, 1, 1, 1, 0.1, 0.2, 0, "here", "", "now")
+def scored(config, accuracy):
+    return Record(config, dict(accuracy=accuracy), 800, 0.5, "", {}, 1.0)
 
 
 def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised():
@@ -774,8 +959,8 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
         favour = 0.05 * g.normal(size=5)
         d = favour[:, None] + 0.005 * g.normal(size=(5, 3))
         cs = [(t, i, Config(task=name, seed=i)) for t, name in enumerate(TASKS) for i in range(3)]
-        a = [Record(c, 0.5 + d[t, i], *REST) for t, i, c in cs]
-        b = [Record(replace(c, strategy="full"), 0.5, *REST) for _, _, c in cs]
+        a = [scored(c, 0.5 + d[t, i]) for t, i, c in cs]
+        b = [scored(replace(c, strategy="full"), 0.5) for _, _, c in cs]
         c = compare(a, b)
         wrong += not c.low <= 0 <= c.high
         wrong_pairs += stats.ttest_1samp(d.ravel(), 0).pvalue < 0.05
@@ -784,21 +969,21 @@ def test_under_no_difference_five_targets_are_told_apart_as_rarely_as_promised()
 
 def test_what_cannot_be_compared_is_refused():
     a, b = [record(seed=i, strategy="full") for i in range(3)], [record(seed=i) for i in range(3)]
-    with pytest.raises(ValueError, match="test sets of 800 and 600 pictures"):
+    with pytest.raises(ValueError, match="test sets of 800 and 600 examples"):
         compare(a, [replace(r, n=600) for r in b])
     assert (
         compare(a, [replace(r, config=replace(r.config, task="near"), n=600) for r in b], but=["strategy", "task"]).n
         == 3
     )
     with pytest.raises(ValueError, match="no value of source"):
-        compare(a, [replace(r, source=None) for r in b], value="source")
+        compare(a, [replace(r, scores=dict(accuracy=0.5)) for r in b], value="source")
     for level in (0, 1, 95, float("nan")):
         with pytest.raises(ValueError, match="level must lie between 0 and 1"):
             compare(a, b, level=level)
-    x = [replace(r, accuracy=0.1 * i) for i, r in enumerate(a)]
+    x = [replace(r, scores=dict(accuracy=0.1 * i)) for i, r in enumerate(a)]
     sure = compare(x, b, level=1 - 1e-16)
     assert -float("inf") < sure.low < compare(x, b).low
-    same = [replace(r, accuracy=0.1 + 0.2) for r in a], [replace(r, accuracy=0.3) for r in b]
+    same = [[replace(r, scores=dict(accuracy=v)) for r in group] for v, group in ((0.1 + 0.2, a), (0.3, b))]
     assert (compare(*same).better, compare(*same).worse, compare(*same).p) == (0, 0, 1.0)  # equal, but for rounding
 
 
@@ -830,7 +1015,7 @@ def test_render_is_what_the_readers_of_each_format_expect():
     assert render(rows, "list") == (
         "strategy  full\nn         3\naccuracy  0.333333\n\nstrategy  lora\nn         1\naccuracy  \n"
     )
-    assert all(render([], f) == "" for f in experiments.FORMATS)
+    assert all(render([], f) == "" for f in FORMATS)
 
 
 @pytest.mark.parametrize("name", ["left|right\tpair", "two\nlines", "cr\r\nlf", "back\\|slash", "|", "\t"])
@@ -859,7 +1044,7 @@ def shell(*words, **kwargs):
 
 
 def test_the_command_prints_what_the_functions_give_to_the_byte(tmp_path, capsys):
-    path, words = tmp_path / "a.jsonl", ["--shots", "4", "--epochs", "1", "--budget", "1"]
+    path, words = tmp_path / "a.jsonl", ["--shots", "4", "--epochs", "1", "--l2s", "0.1", "--lrs", "0.003"]
     assert (
         main(
             [
@@ -906,12 +1091,28 @@ def test_the_command_prints_what_the_functions_give_to_the_byte(tmp_path, capsys
 
 
 def test_what_run_prints_in_a_terminal_is_for_eyes(monkeypatch, capsys):
-    monkeypatch.setattr("sft_nb.cli.run", lambda c: record(0.25))
+    monkeypatch.setattr("sft_nb.cli.run", lambda *args: record(0.25))
     for tty, want in ((True, "list"), (False, "tsv")):
         monkeypatch.setattr(sys.stdout, "isatty", lambda tty=tty: tty)
         assert main(["run"]) == 0 and capsys.readouterr().out == render([record(0.25).row()], want)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["run", "--format", "tsv"]) == 0 and capsys.readouterr().out == render([record(0.25).row()], "tsv")
+
+
+def test_a_search_is_one_option_and_in_a_sweep_it_is_given_again_for_another(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("sft_nb.cli.run", lambda c, *args: ran.append(c) or record(0.25))
+    assert main(["run", "--lrs", "0.01", "0.1", "--l2s", "1"]) == 0
+    assert ran == [Config(lrs=(0.01, 0.1), l2s=1.0)]
+    monkeypatch.setattr(sweeps, "forecast", lambda configs: ran.extend(configs) or sweeps.Cost(1, 1.0, 1))
+    ran.clear()
+    words = ["sweep", "--out", str(tmp_path / "a"), "--forecast", "--seed", "0", "1"]
+    assert main([*words, "--lrs", "0.01", "0.1", "--lrs", "0.5"]) == 0
+    assert ran == grid(seed=[0, 1], lrs=[(0.01, 0.1), (0.5,)])
+    ran.clear()
+    assert main(words) == 0 and ran == grid(seed=[0, 1])
+    assert main(["run", "--lrs", "0.01", "0.01"]) == 2
+    assert "lrs must be numbers, one at least and none twice" in capsys.readouterr().err
 
 
 def test_where_keeps_some_records_and_warnings_are_one_line(monkeypatch, capsys):
@@ -926,11 +1127,12 @@ def test_where_keeps_some_records_and_warnings_are_one_line(monkeypatch, capsys)
     assert (
         said.err.startswith("sft_nb: the rows of this table pool different experiments") and said.err.count("\n") == 1
     )
-    assert main([*line, "--where", "pretrained=pocket", "lr=0.003", "shots=50"]) == 0
+    assert main([*line, "--where", "pretrained=pocket", "lrs=0.003,0.009", "shots=50"]) == 0
     assert capsys.readouterr().out == render(table([r for r in book if r.config.shots == 50], ["shots", "strategy"]))
     for where, sentence in (
         ("strateg=full", "did you mean 'strategy'"),
         ("shots=some", "no value of shots"),
+        ("lrs=0.003,fast", "no value of lrs"),
         ("shots=51", "none of"),
     ):
         assert main([*line, "--where", where]) == 2
@@ -987,7 +1189,7 @@ def test_wrong_input_is_one_sentence_and_status_2(words, sentence, capsys, monke
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_is_status_130_and_the_sweep_goes_on(tmp_path):
     path = tmp_path / "a"
-    words = ["sweep", "--seed", *range(200), "--shots", "2", "--budget", "1", "--out", path]
+    words = ["sweep", "--seed", *range(200), "--shots", "2", "--l2s", "0.1", "--out", path]
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     p = subprocess.Popen(
         [sys.executable, "-m", "sft_nb.cli", *map(str, words)],
@@ -1034,7 +1236,7 @@ def test_the_records_of_the_book_cover_what_the_chapter_claims():
     assert full == Counter((s, t, k, i) for s in strategies for t in TASKS for k in (10, 50) for i in (0, 1, 2))
     assert {r.config.pretrained for r in records} == {"pocket", "pocket-texture", "pocket-hue"}
     for r in records:
-        assert r.config.epochs == Config().epochs and len(r.tried) == r.config.budget == Config().budget
+        assert r.config.epochs == Config().epochs and (r.config.lrs, r.config.l2s) == (Config().lrs, Config().l2s)
         assert r.valid == max(r.tried.values()) == r.tried[r.chosen] and r.n == 800
         assert (r.gap is not None) == (r.config.strategy == "linear_probing") and (r.gap or 0) <= 1e-8
         assert r.revision and not r.revision.endswith("+"), "made by code that was not committed"

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import MaxVit, get_model
 from torchvision.transforms import v2
 
-from sft_nb.data import Images, Loader, jitter, pocket
-from sft_nb.features import CLOSE, EXACT, Cache, Features, cache_key, cached, extract, folded, key_parts, relative_error
+from sft_nb.cache import Cache, cache_key, cached, key_parts
+from sft_nb.data import Images, Loader, jitter, load_split
+from sft_nb.features import CLOSE, EXACT, Features, extract, folded, relative_error
 from sft_nb.freezing import freeze
 from sft_nb.models import load_pretrained, normalise, snapshot
 from sft_nb.store import save
@@ -30,7 +31,7 @@ def pre():
 
 @pytest.fixture(scope="module")
 def dl(pre):
-    return Loader(pocket("digits_wild").test[:300], 64, pre.transform)
+    return Loader(load_split("digits_wild").test[:300], 64, pre.transform)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_nothing_to_extract(pre):
 def test_a_hit_is_the_live_path_and_runs_nothing(pre, dl, live, cache, monkeypatch):
     first = cached(pre.backbone, dl, cache=cache)
     assert relative_error(first.x, live) < EXACT and len(cache.files()) == 1
-    monkeypatch.setattr("sft_nb.features.extract", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("sft_nb.cache.extract", lambda *a, **k: pytest.fail("computed again"))
     again = cached(pre.backbone, Loader(dl.ds, 7, dl.transform, shuffle=True, seed=5), cache=cache)
     assert torch.equal(again.x, first.x) and torch.equal(again.y, dl.ds.y)
 
@@ -267,13 +268,13 @@ def test_a_damaged_file_is_rebuilt_never_used(pre, dl, live, cache, damage):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache, monkeypatch):
     "A child is killed after k shards; the next run computes the rest only, and the result is the same."
-    import sft_nb.features as features
+    import sft_nb.cache as cache_module
 
     for k in (1, 3, 4):
         cache.clear()
         pid = os.fork()
         if pid == 0:
-            saved, plain = [0], features.save
+            saved, plain = [0], cache_module.save
 
             def save(*a, **kw):
                 if saved[0] == k:
@@ -281,13 +282,13 @@ def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache
                 saved[0] += 1
                 return plain(*a, **kw)
 
-            features.save = save
+            cache_module.save = save
             cached(pre.backbone, dl, cache=cache, rows=75)
             os._exit(0)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and len(cache.files()) == k
-        computed, plain = [], features.extract
+        computed, plain = [], cache_module.extract
         with monkeypatch.context() as m:
-            m.setattr(features, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))
+            m.setattr(cache_module, "extract", lambda *a, **kw: computed.append(1) or plain(*a, **kw))
             f = cached(pre.backbone, dl, cache=cache, rows=75)
         assert len(computed) == 4 - k and relative_error(f.x, live) < EXACT and len(cache.files()) == 1
 
@@ -295,7 +296,9 @@ def test_killed_and_resumed_without_redoing_finished_shards(pre, dl, live, cache
 def _ask(folder, queue):
     torch.set_num_threads(1)
     pre = load_pretrained("pocket")
-    f = cached(pre.backbone, Loader(pocket("digits_wild").test[:300], 64, pre.transform), cache=Cache(folder), rows=50)
+    f = cached(
+        pre.backbone, Loader(load_split("digits_wild").test[:300], 64, pre.transform), cache=Cache(folder), rows=50
+    )
     queue.put(f.x.double().sum().item())
 
 
@@ -512,3 +515,34 @@ def test_a_text_encoder():
     with torch.no_grad():
         want = net(tokens).mean(1)
     assert relative_error(extract(net, [(tokens[:4], [0, 1, 0, 1]), (tokens[4:], [0, 1, 0])]).x, want) < EXACT
+
+
+class Array:
+    "What a network of another library gives: no tensor, but something that is an array."
+
+    def __init__(self, x):
+        self.x = x
+
+    def __array__(self, dtype=None, copy=None):
+        return self.x if dtype is None else self.x.astype(dtype)
+
+
+def test_any_function_of_a_batch_gives_features(pre, dl, live):
+    by_hand = extract(lambda xb: pre.backbone.eval()(xb), dl)
+    assert relative_error(by_hand.x, live) < EXACT and torch.equal(by_hand.y, dl.ds.y)
+    arrays = extract(lambda xb: Array(xb.numpy().mean((2, 3), dtype=np.float64)), dl)
+    assert arrays.x.dtype == torch.float32 and arrays.x.shape == (300, 3)
+    over_space = extract(lambda xb: Array(np.ones((len(xb), 4, 4, 7))), dl)  # channels last
+    assert over_space.x.shape == (300, 7)
+    for backbone, layer, match in ((abs, "layer1", "has no layer 'layer1'"), (3, "", "an? int cannot be called")):
+        with pytest.raises(ValueError, match=match):
+            extract(backbone, dl, layer=layer)
+
+
+def test_a_functions_features_are_kept_under_what_it_is(dl, cache):
+    scale = lambda k: lambda xb: xb.mean((2, 3)) * k
+    first = cached(scale(2.0), dl, cache=cache)
+    assert torch.equal(first.x, cached(scale(2.0), dl, cache=cache).x) and len(cache.files()) == 1
+    assert torch.equal(first.x, extract(scale(2.0), dl).x)
+    cached(scale(3.0), dl, cache=cache)
+    assert len(cache.files()) == 2

@@ -16,9 +16,10 @@ from torchvision.models import DenseNet, VisionTransformer, get_model
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.ops import FrozenBatchNorm2d
 
-from sft_nb.data import Loader, few_shot, pocket, pocket_source
+from sft_nb.data import Loader, few_shot, load_split
 from sft_nb.freezing import follow_grad, freeze, moved, trainable, unchanged, unfreeze
-from sft_nb.models import PocketResNet, TransferModel, find_head, source_network
+from sft_nb.models import TransferModel, find_head, source_network
+from sft_nb.sources.pocket import PocketResNet, pocket_source
 
 NETWORKS = {
     "pocket": lambda: PocketResNet(7),
@@ -556,7 +557,7 @@ def test_without_notes_the_guard_warns():
 def test_the_usual_program_moves_all_statistics_and_costs_the_source():
     "Requires_grad alone on real weights: 0 parameters, 36 of 36 buffers; the source head loses accuracy, frozen not."
     source = pocket_source("shape", n=1).test
-    task, (net, normal) = few_shot(pocket("digits_wild").train, 25, 0), source_network("pocket")
+    task, (net, normal) = few_shot(load_split("digits_wild").train, 25, 0), source_network("pocket")
     head, net.fc = net.fc, nn.Identity()
 
     def source_accuracy(backbone):

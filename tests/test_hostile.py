@@ -19,10 +19,11 @@ from test_models import hub, publish  # noqa: F401  (fixtures)
 from torch import nn
 
 from sft_nb import store
-from sft_nb.data import Images, Loader, cifar10, image_folder, read_picture
-from sft_nb.features import Cache, cache_key, cached
+from sft_nb.cache import Cache, cache_key, cached
+from sft_nb.data import Images, Loader
+from sft_nb.deltas import load_delta, save_delta
 from sft_nb.models import read_weights
-from sft_nb.peft import load_delta, save_delta
+from sft_nb.sources.vision import cifar10, image_folder, read_picture
 from sft_nb.store import load_checkpoint, save_checkpoint
 
 MUTANTS = 700  # of each kind

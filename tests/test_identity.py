@@ -16,10 +16,13 @@ from conftest import ROOT
 from torch import nn
 from torchvision.transforms import v2
 
+from sft_nb.cache import Cache, cache_key, cached, key_parts
 from sft_nb.data import Images, Loader, jitter
-from sft_nb.features import Cache, cache_key, cached, differs, extract, identity, key_parts
+from sft_nb.features import extract
 from sft_nb.freezing import freeze, unfreeze
-from sft_nb.models import PocketResNet, architecture, load_pretrained
+from sft_nb.identity import differs, identity
+from sft_nb.models import architecture, load_pretrained
+from sft_nb.sources.pocket import PocketResNet
 
 START = """
 import functools, math, enum, dataclasses, collections

@@ -63,6 +63,20 @@ def test_from_the_folder_above_a_clone_the_package_is_found_and_not_the_folder(t
         assert done.stdout.split() == [settings()["version"], str(clone / "sft_nb" / "__init__.py")], place
 
 
+def test_a_wheel_holds_every_module_and_the_weights(tmp_path):
+    "The files of the worlds too, and what they load."
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "sft_nb", clone / "sft_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "README.md"):
+        shutil.copy(ROOT / name, clone / name)
+    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    made = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    packed = {n for n in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if n.startswith("sft_nb/")}
+    files = [p for p in (ROOT / "sft_nb").rglob("*") if p.suffix in (".py", ".safetensors")]
+    assert packed == {p.relative_to(ROOT).as_posix() for p in files} and "sft_nb/sources/pocket.py" in packed
+
+
 @pytest.fixture
 def made(tmp_path):
     "`make` an environment with a Python of another version, or one whose pip fails."

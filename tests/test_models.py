@@ -18,12 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sft_nb import models
 from sft_nb.core import set_seed
-from sft_nb.data import Loader, few_shot, pocket
+from sft_nb.data import Loader, few_shot, load_split
 from sft_nb.freezing import freeze, unchanged
 from sft_nb.models import (
-    POCKET,
     Pretrained,
     TransferModel,
     adapt,
@@ -37,6 +35,8 @@ from sft_nb.models import (
     take_apart,
 )
 from sft_nb.objective import risk
+from sft_nb.sources import pocket
+from sft_nb.sources.pocket import POCKET
 
 import torchvision  # isort: skip (after sft_nb)
 
@@ -254,7 +254,7 @@ def test_shipped(name):
 def copied_weights(tmp_path, monkeypatch):
     folder = tmp_path / "weights"
     shutil.copytree(ROOT / "sft_nb" / "weights", folder)
-    monkeypatch.setattr(models, "_WEIGHTS", folder)
+    monkeypatch.setattr(pocket, "_WEIGHTS", folder)
     assert load_pretrained("pocket").name == "pocket"  # the copy is good
     return folder / "pocket-shape.safetensors"
 
@@ -514,7 +514,7 @@ def test_an_architecture_is_drawn_from_the_seed():
 
 def train(model, pre, n=6):
     "A loop of somebody else: it calls train() and knows nothing of freezing."
-    few = few_shot(pocket("digits_wild").train, 2, seed=0)
+    few = few_shot(load_split("digits_wild").train, 2, seed=0)
     opt = torch.optim.SGD(model.parameters(), 0.05)
     for xb, yb in list(Loader(few, 10, pre.transform, shuffle=True)) * (n // 2):
         model.train()

@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sft_nb import store
-from sft_nb.data import Loader, few_shot, pocket
+from sft_nb.data import Loader, few_shot, load_split
+from sft_nb.deltas import delta_about, load_delta, save_delta
 from sft_nb.features import extract
 from sft_nb.freezing import freeze, moved, trainable, unchanged, unfreeze
-from sft_nb.models import (
-    PocketResNet,
-    Pretrained,
-    TransferModel,
-    adapt,
-    find_head,
-    load_pretrained,
-    snapshot,
-    take_apart,
-)
+from sft_nb.models import Pretrained, TransferModel, adapt, find_head, load_pretrained, snapshot, take_apart
 from sft_nb.objective import risk
 from sft_nb.peft import (
     LoRA,
@@ -36,14 +28,12 @@ from sft_nb.peft import (
     bitfit,
     bn_only,
     delta,
-    delta_about,
     interpolate,
-    load_delta,
     lora_size,
     merge_lora,
     num_bytes,
-    save_delta,
 )
+from sft_nb.sources.pocket import PocketResNet
 from sft_nb.store import StoreError
 
 import torchvision  # isort: skip (after sft_nb)
@@ -76,7 +66,7 @@ def shake(model, size=0.05):
 def a_step(model, lr=0.1):
     "One step of SGD on what is trainable, by a third party's loop that calls train()."
     model.train()
-    x, y = PRE.transform(pocket("digits_wild").train.x[:32]), pocket("digits_wild").train.y[:32]
+    x, y = PRE.transform(load_split("digits_wild").train.x[:32]), load_split("digits_wild").train.y[:32]
     risk(model(x), y).backward()
     torch.optim.SGD(trainable(model).values(), lr).step()
     return model
@@ -259,7 +249,7 @@ def test_layers_whose_weight_others_read_learn_too():
 
 def test_features_of_a_network_with_lora_are_its_features():
     model = shake(add_lora(pocket_model(), 4, 8)).eval()
-    valid = pocket("digits_wild").valid[:64]
+    valid = load_split("digits_wild").valid[:64]
     with torch.no_grad():
         want = model.features(PRE.transform(valid.x))
     torch.testing.assert_close(extract(model.backbone, Loader(valid, 32, PRE.transform)).x, want, atol=1e-4, rtol=1e-4)
@@ -767,7 +757,7 @@ def test_two_networks_are_not_interpolated():
 
 @pytest.mark.parametrize("way", [bn_only, bitfit, lambda m: add_lora(m, 4, 8)], ids=["bn_only", "bitfit", "lora"])
 def test_each_way_lowers_the_loss_from_the_pre_trained_function(way):
-    ds = few_shot(pocket("digits_wild").train, 10, 0)
+    ds = few_shot(load_split("digits_wild").train, 10, 0)
     x, model = PRE.transform(ds.x), way(pocket_model())
     opt = torch.optim.Adam(trainable(model).values(), 3e-3)
     losses = []

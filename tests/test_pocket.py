@@ -5,11 +5,12 @@ import torch
 from conftest import ROOT  # noqa: F401
 
 from sft_nb.core import set_seed
-from sft_nb.data import LABELS, Loader, few_shot, pocket, pocket_source
+from sft_nb.data import Loader, few_shot, load_split
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.features import extract
-from sft_nb.models import PocketResNet, adapt, load_pretrained
+from sft_nb.models import adapt, load_pretrained
 from sft_nb.probing import solve_head
+from sft_nb.sources.pocket import LABELS, PocketResNet, pocket_source
 from sft_nb.training import fit
 
 SEEDS = range(3)
@@ -24,7 +25,7 @@ def random_backbone():
 
 def probe(backbone, task, shots):
     "Mean test accuracy of the certified head over the seeds."
-    transform, split = load_pretrained("pocket").transform, pocket(task)
+    transform, split = load_pretrained("pocket").transform, load_split(task)
     phi = lambda ds: extract(backbone, Loader(ds, 500, transform))
     test = phi(split.test)
     heads = [solve_head(phi(few_shot(split.train, shots, s)), 10, l2=1e-3) for s in SEEDS]
@@ -73,7 +74,7 @@ def test_random_features_read_plain_digits():
 
 
 def test_from_scratch_learns_little_from_ten_labels():
-    pre, split, found = load_pretrained("pocket"), pocket("digits_wild"), []
+    pre, split, found = load_pretrained("pocket"), load_split("digits_wild"), []
     for seed in SEEDS:
         set_seed(seed)
         net = PocketResNet(10)
@@ -85,7 +86,7 @@ def test_from_scratch_learns_little_from_ten_labels():
 
 def test_full_fine_tuning_beats_the_probe_on_a_far_target():
     "Grating: features of shapes are not enough, theta must move."
-    pre, split = load_pretrained("pocket"), pocket("grating")
+    pre, split = load_pretrained("pocket"), load_split("grating")
     set_seed(0)
     model = adapt(pre, 10)
     dl = Loader(few_shot(split.train, 50, 0), 32, pre.transform, shuffle=True)

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 
+from sft_nb.blocks import blocks, select
 from sft_nb.core import set_seed
-from sft_nb.data import Loader, few_shot, pocket
+from sft_nb.data import Loader, few_shot, load_split
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.features import Features, extract
 from sft_nb.freezing import moved, trainable
@@ -28,6 +29,7 @@ from sft_nb.models import Pretrained, TransferModel, adapt, load_pretrained, sna
 from sft_nb.objective import sq_dist
 from sft_nb.peft import add_lora, merge_lora
 from sft_nb.probing import solve_head
+from sft_nb.rates import auto_rgn, lr_finder, suggest_lr
 from sft_nb.sessions import block_table
 from sft_nb.strategies import (
     BN_ONLY,
@@ -37,22 +39,22 @@ from sft_nb.strategies import (
     LORA,
     LP_FT,
     STRATEGIES,
+    Lora,
     Phase,
-    _select,
-    auto_rgn,
-    blocks,
+    Redraw,
+    Solve,
+    Solved,
     gradual_unfreezing,
-    lr_finder,
     run_phases,
     scaled,
     slanted,
     strategy,
-    suggest_lr,
     surgical,
 )
+from sft_nb.training import Step
 
 each = pytest.mark.parametrize("name", STRATEGIES)
-TASK, PRE = pocket("digits_wild"), load_pretrained("pocket")
+TASK, PRE = load_split("digits_wild"), load_pretrained("pocket")
 
 
 def few(shots=1, batch_size=5, seed=0):
@@ -66,7 +68,7 @@ def fresh(seed=0):
 
 def drain(model, dl, phases, **kwargs):
     "Carry out phases to the end; the steps."
-    return list(run_phases(model, dl, phases, **kwargs))
+    return [s for s in run_phases(model, dl, phases, **kwargs) if isinstance(s, Step)]
 
 
 @cache
@@ -154,7 +156,8 @@ def resnet18():
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_count_on_resnet18_is_the_closed_form(name):
     model = resnet18()
-    drain(model, few(), [replace(p, epochs=0, start=p.start.replace("solve", "")) for p in strategy(name, model)])
+    starts = [None if isinstance(p.start, Solve) else p.start for p in strategy(name, model)]
+    drain(model, few(), [replace(p, epochs=0, start=s) for p, s in zip(strategy(name, model), starts, strict=True)])
     assert sum(p.numel() for p in trainable(model).values()) == COUNTS[name]
 
 
@@ -215,7 +218,7 @@ def test_augmentation_and_the_loaders_epoch_are_not_the_probes_business():
 
 def test_phases_compose():
     "One run of two phases is two runs of one phase, to the bit."
-    phases = (*LINEAR_PROBING, replace(FULL[0], epochs=2))
+    phases = (*LINEAR_PROBING, replace(FULL[0], epochs=2), replace(BN_ONLY[0], epochs=1))
     whole, parts, dl = fresh(), fresh(), few()
     drain(whole, few(), phases)
     for phase in phases:
@@ -240,6 +243,141 @@ def test_loras_scale_is_two():
     "alpha = 2 rank, as in chapter 11."
     scales = {t.item() for n, t in run("lora")[1].items() if n.endswith("lora_scale")}
     assert scales == {2.0}
+
+
+# the stream, the starts and a loss of one's own
+
+
+def test_a_solved_head_is_in_the_stream_with_its_certificate():
+    model, dl = fresh(), few(3, 30)
+    solved, *rest = run_phases(model, dl, scaled(LP_FT, epochs=1))
+    assert isinstance(solved, Solved) and solved.phase == "probe" and all(isinstance(s, Step) for s in rest)
+    assert solved.probe.gap <= 1e-8 and solved.probe.l2 == LINEAR_PROBING[0].l2
+    oracle = solve_head(extract(PRE.backbone, replace(dl, shuffle=False)), 10, LINEAR_PROBING[0].l2)
+    assert solved == Solved(oracle, "probe") != Solved(oracle, "another")
+    assert solved != Solved(replace(oracle, gap=1.0), "probe") and solved != "probe"
+
+
+def test_when_the_solved_head_comes_out_it_is_in_its_place_and_no_step_is_taken():
+    model = fresh()
+    before = snapshot(model)
+    solved = next(iter(run_phases(model, few(), LP_FT)))
+    assert set(moved(before, snapshot(model))) == {"head.weight", "head.bias"}
+    torch.testing.assert_close(model.head.weight.double(), solved.probe.W, atol=1e-6, rtol=0)
+
+
+def test_features_that_are_kept_are_found_again(tmp_path, monkeypatch):
+    phase = replace(LINEAR_PROBING[0], start=Solve(keep=tmp_path))
+    assert phase == LINEAR_PROBING[0] and repr(phase) == repr(LINEAR_PROBING[0])  # where they lie is no part of it
+    (first,) = run_phases(fresh(), few(), (phase,))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    monkeypatch.setattr(TransferModel, "features", None)
+    monkeypatch.setattr("sft_nb.cache._shards", None)
+    (again,) = run_phases(fresh(1), few(), (phase,))
+    assert again == first == next(run_phases(fresh(), few(), LINEAR_PROBING))
+
+
+class Halve:
+    "A start of somebody else's."
+
+    def begin(self, model, dl, phase):
+        with torch.no_grad():
+            model.head.weight.mul_(0.5)
+
+
+def test_any_value_with_begin_is_a_start():
+    model = fresh()
+    W = model.head.weight.detach().clone()
+    assert drain(model, few(), (Phase(("head.*",), 0, 0.1, start=Halve()),)) == []
+    assert torch.equal(model.head.weight, W / 2)
+
+
+def test_a_loss_of_its_own_sees_the_model_the_batch_and_the_logits(points):
+    model, seen = mlp(), []
+
+    def loss(m, x, y, logits):
+        seen.append((m is model, torch.equal(logits, m(x)), set(y.tolist()) <= {0, 1, 2}, logits.requires_grad))
+        return F.cross_entropy(logits, y)
+
+    phase = Phase(("*",), 2, 0.01, l2=0.3, anchor=0.7)
+    own = drain(model, Loader(points, 10), (replace(phase, loss=loss),))
+    plain = mlp()
+    assert own == drain(plain, Loader(points, 10), (phase,))  # the penalties are added as to the risk
+    assert moved(snapshot(plain), snapshot(model)) == {} and seen == [(True, True, True, True)] * 6
+
+
+def test_distillation_follows_the_teachers_gradient(points):
+    "Hinton et al. 2015: T (softmax(z / T) - softmax(t / T)) / N, told by the first step of SGD."
+    teacher, model, T = mlp(), mlp(), 3.0
+    with torch.no_grad():
+        teacher.head.weight.add_(torch.randn(teacher.head.weight.shape, generator=torch.Generator().manual_seed(1)))
+    before = model.head.bias.detach().clone()
+    z, t = model(points.x).detach(), teacher(points.x).detach()
+
+    def loss(m, x, y, logits):
+        told = F.log_softmax(teacher(x).detach() / T, 1)
+        return T**2 * F.kl_div(F.log_softmax(logits / T, 1), told, reduction="batchmean", log_target=True)
+
+    drain(model, Loader(points, 30), (Phase(("head.*",), 1, 0.1, opt="sgd", loss=loss),))
+    grad = (T * ((z / T).softmax(1) - (t / T).softmax(1))).mean(0)
+    torch.testing.assert_close((before - model.head.bias.detach()) / (1.9 * 0.1), grad, atol=1e-9, rtol=1e-6)
+
+
+def test_delta_holds_on_to_features(points):
+    "Li et al. 2019: a penalty on what the backbone says of the batch; strong enough, it says what it said."
+
+    def away(strength):
+        model, before = mlp(), mlp()
+        held = lambda m, x, y, z: (
+            F.cross_entropy(z, y) + strength * (m.backbone(x) - before.backbone(x)).square().mean()
+        )
+        drain(model, Loader(points, 30), (Phase(("*",), 60, 0.02, loss=held),))
+        return (model.backbone(points.x) - before.backbone(points.x)).norm().item()
+
+    assert away(100.0) < 0.1 * away(0.0)
+
+
+def test_labels_may_be_masked():
+    "Tokens without a label, -100, give no gradient: what stands in their place does not matter."
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 7, (6, 5), generator=g), torch.randint(0, 3, (6, 5), generator=g)
+    y[:, 3:] = -100
+    loss = lambda m, x, y, z: F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=-100)
+    heads = []
+    for last in (x, torch.cat([x[:, :3], (x[:, 3:] + 1) % 7], 1)):
+        set_seed(0)
+        model = TransferModel(nn.Embedding(7, 4), nn.Linear(4, 3))
+        data = TensorDataset(last, y)
+        assert len(drain(model, DataLoader(data, 3), (Phase(("*",), 2, 0.1, loss=loss),))) == 4
+        heads.append(model.head.weight.detach().clone())
+    assert torch.equal(*heads)
+
+
+def test_a_schedule_may_be_a_function(points):
+    phase = Phase(("*",), 4, 0.1, schedule=lambda t, total: 1 - t / total)
+    assert [s.lr for s in drain(mlp(), Loader(points, 10), (phase,))] == pytest.approx(
+        [0.1 * (1 - t / 12) for t in range(12)]
+    )
+    named = drain(mlp(), Loader(points, 10), (replace(phase, schedule="slanted"),))
+    assert named == drain(mlp(), Loader(points, 10), (replace(phase, schedule=slanted),))
+
+
+def test_looking_through_the_training_set_between_two_steps_changes_nothing():
+    "An epoch's batches are a function of the epoch: nobody's iteration over the same loader shifts them."
+    one, two, dl = fresh(), fresh(), few(2)
+    phases = (replace(FULL[0], epochs=2), replace(FULL[0], epochs=1))
+    plain = drain(one, few(2), phases)
+    looked = []
+    for s in run_phases(two, dl, phases):
+        looked.append(s)
+        [predict(two, dl) for _ in range(2)]
+    assert looked == plain and moved(snapshot(one), snapshot(two)) == {}
+
+
+def test_a_validation_set_is_looked_at_in_the_same_way_each_time():
+    valid = Loader(TASK.valid[:50], 20, PRE.transform, shuffle=True)
+    drain(fresh(), few(), (Phase(("head.*",), 2, 0.1),), valid=valid)
+    assert valid.epoch == 0
 
 
 # from scratch
@@ -523,7 +661,7 @@ def test_what_holds_no_matrix_or_little_at_the_end_joins_the_block_before():
 
 def test_the_last_block_is_what_last_block_trains():
     model, _ = of_family("vit_b_16")
-    learn = trainable(_select(model, ("last", "head.*")))
+    learn = trainable(select(model, ("last", "head.*")))
     assert {n.split("encoder_layer_")[-1].split(".")[0] for n in learn if "layers" in n} == {"11"}
     assert 7e6 < sum(p.numel() for p in learn.values()) < 8e6
 
@@ -588,9 +726,9 @@ def named_in(model, phases):
     "The parameters that some phase selects, on a copy."
     trial, names = copy.deepcopy(model), set()
     for phase in phases:
-        if phase.start.startswith("lora"):
+        if isinstance(phase.start, Lora):
             return {"head.weight", "head.bias"}
-        names |= {*trainable(_select(trial, phase.train))}
+        names |= {*trainable(select(trial, phase.train))}
     return names
 
 
@@ -799,11 +937,11 @@ BAD = [
     (dict(opt="adamm"), "unknown optimiser 'adamm'; did you mean 'adam"),
     (dict(schedule="one-cycle"), "unknown schedule 'one-cycle'; did you mean 'one_cycle'"),
     (dict(weight_decay=0.1), "weight_decay is AdamW's"),
-    (dict(start="lora"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="lora:0"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="random:3"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="solved"), "start is '', 'solve', 'random' or 'lora:RANK'"),
-    (dict(start="solve"), "needs l2 > 0"),
+    (dict(start="lora"), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got 'lora'"),
+    (dict(start=""), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got ''"),
+    (dict(start=Redraw), "start is None, Solve(), Redraw(), Lora(rank) or a value like these; got <class"),
+    (dict(start=Solve()), "needs l2 > 0"),
+    (dict(loss=3), "loss is None or a function (model, x, y, logits) -> scalar; got 3"),
 ]
 
 
@@ -827,6 +965,9 @@ CALLS = [
     (lambda: gradual_unfreezing(fresh(), epochs=1), "an epoch for its first stage and one for its last; got 1"),
     (lambda: scaled(gradual_unfreezing(fresh()), epochs=5), "need an epoch each"),
     (lambda: slanted(0, 0), "total >= 1"),
+    (lambda: Lora(0), "a rank >= 1 and an alpha > 0; got 0"),
+    (lambda: Lora(1.5), "a rank >= 1 and an alpha > 0; got 1.5"),
+    (lambda: Lora(4, -1.0), "a rank >= 1 and an alpha > 0; got 4 and -1.0"),
     (lambda: auto_rgn(fresh(), []), "found no gradient"),
     (lambda: lr_finder(fresh(), few(), low=1.0, high=0.1), "0 < low < high"),
     (lambda: suggest_lr([0.1], [1.0]), "five rates or more"),

@@ -17,20 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sft_nb.core import set_seed
-from sft_nb.data import Images, Loader, jitter, pocket_source, shuffled
+from sft_nb.data import Images, Loader, jitter, shuffled
 from sft_nb.evaluation import accuracy, predict
 from sft_nb.freezing import freeze, moved, unchanged
-from sft_nb.models import (
-    POCKET_MEAN,
-    POCKET_STD,
-    PocketResNet,
-    adapt,
-    load_pretrained,
-    normalise,
-    snapshot,
-    source_network,
-)
+from sft_nb.models import adapt, load_pretrained, normalise, snapshot, source_network
 from sft_nb.objective import risk, sq_dist
+from sft_nb.sources.pocket import POCKET_MEAN, POCKET_STD, PocketResNet, pocket_source
 from sft_nb.training import Step, fit, kept_bytes, pretrain, step_flops, steps
 
 import torchvision  # isort: skip (after sft_nb)
@@ -181,6 +173,17 @@ def test_weight_decay_is_an_objective_term_in_sgd_and_adam_and_not_in_adamw():
     assert F > best + 0.01
 
 
+def test_an_objective_sees_what_the_loss_does_not():
+    a, b, seen = start(), start(), []
+
+    def objective(net, x, y, logits):
+        seen.append((net is a[0], x.dtype, len(x) == len(y) == len(logits)))
+        return risk(logits, y)
+
+    assert fit(*a, objective=objective) == fit(*b)
+    assert same(a[0], b[0]) and set(seen) == {(True, torch.float32, True)}
+
+
 # --- the schedule
 
 
@@ -222,6 +225,25 @@ def test_evaluation_between_steps_changes_nothing():
         predict(a[0], Loader(pictures(), 40, TRANSFORM))
     fit(*b, epochs=2)
     assert same(a[0], b[0])
+
+
+def test_looking_through_the_same_loader_between_steps_changes_nothing():
+    "Its epochs are numbered when the run begins, so nobody shifts them by iterating."
+    a, b = start(), start()
+    for _ in steps(*a, epochs=3):
+        [len(yb) for _, yb in a[1]]
+    fit(*b, epochs=3)
+    assert same(a[0], b[0])
+
+
+def test_a_run_that_begins_in_the_middle_takes_the_batches_that_are_left():
+    a, b, c = start(), start(), start()
+    later = lambda net, dl, opt: [(s.epoch, s.i) for s in steps(net, dl, opt, epochs=3, start=(1, 2))]
+    a[1].epoch = 1
+    assert later(*a) == [(1, 2), (2, 0), (2, 1), (2, 2)] and a[1].epoch == 3
+    plain(b[0], [batch for e in (1, 2) for batch in list(b[1].batches(e))[2 * (e == 1) :]], b[2])
+    assert same(a[0], b[0])
+    assert later(c[0], list(c[1]), c[2]) == [(1, 2), (2, 0), (2, 1), (2, 2)]
 
 
 def test_a_mode_left_in_eval_is_refused_and_one_put_back_is_not():

@@ -28,21 +28,26 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
+from sft_nb.albums import unpack_pictures
 from sft_nb.dashboard import Panel
-from sft_nb.data import TASKS, Loader, load_split, read_picture, unpack_pictures
+from sft_nb.data import Loader, load_split
+from sft_nb.deltas import save_delta
 from sft_nb.evaluation import accuracy, predict
-from sft_nb.experiments import Config, run
+from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.peft import add_lora, save_delta
+from sft_nb.peft import add_lora
 from sft_nb.pictures import OwnPictures, learn_pictures, load_pictures, name_picture
+from sft_nb.records import Config, is_several, kind_of, known_names
 from sft_nb.sessions import Session, Worker, block_table
+from sft_nb.sources.pocket import TASKS
+from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
+from sft_nb.training import Step
 from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
 
 QUICK = dict(shots=4, epochs=6)  # twelve steps
-REAL = [f.name for f in fields(Config) if isinstance(f.default, float)]
 
 
 def until(f, seconds=20.0):
@@ -161,7 +166,7 @@ def test_an_interrupted_kernel_leaves_a_stopped_session():
     code = """
 import _thread, threading, time, warnings
 warnings.simplefilter("ignore")
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.store import digest
 c = Config(strategy="full", shots=4, epochs=6)
@@ -209,8 +214,8 @@ def test_stop_and_continue_give_the_bytes_of_an_uninterrupted_run(name):
 
 @pytest.mark.parametrize("name", ["linear_probing", "bn_only", "lora"])
 def test_a_sessions_record_is_that_of_run(name):
-    c = Config(strategy=name, budget=3, **QUICK)
-    assert Session(c).run() == run(replace(c, budget=1))
+    c = Config(strategy=name, **QUICK)
+    assert Session(c).run() == run(c.first())
 
 
 def test_a_stop_in_the_middle_of_a_look_or_of_the_features_is_quick_and_harmless(monkeypatch):
@@ -275,7 +280,7 @@ def test_the_readers_random_numbers_are_the_readers():
 
 def test_f_star_is_scikit_learns():
     "The line to reach, by another solver: mean cross-entropy + (l2 / 2) ||W||^2, the bias free."
-    s = Session(Config(l2=0.05, **QUICK))
+    s = Session(Config(l2s=(0.05, 0.1), **QUICK))
     s.run()
     f = extract(s.setting.pre.backbone, s.setting.loader(s.setting.few))
     x, y = f.x.double().numpy(), f.y.numpy()
@@ -285,12 +290,24 @@ def test_f_star_is_scikit_learns():
     assert abs(float(loss) - s.best.loss) < 1e-6 and s.best.gap <= 1e-8
 
 
+@pytest.mark.parametrize("name", ["linear_probing", "lp_ft"])
+def test_the_certificate_of_a_solved_head_is_kept_and_shown(name):
+    s = Session(Config(strategy=name, **QUICK))
+    panel = Panel(s)
+    record = s.run()
+    probe = s.solved.probe
+    assert s.solved.phase == "probe" and probe.gap <= 1e-8 and all(isinstance(step, Step) for step in s.steps)
+    assert len(s.steps) == s.total == record.steps and (len(s.steps) > 0) == (name == "lp_ft")
+    panel.refresh()
+    assert f"head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above" in panel.board.parts["where"].value
+
+
 @pytest.mark.parametrize(
     "config, words",
     [
         (Config(shots=5000), "5000 shots per class were asked for, but class 0 has 75 examples"),
         (Config(strategy="gradual_unfreezing", epochs=2), "6 phases need an epoch each"),
-        (Config(strategy="full", lr=1.0, epochs=50), "lower lr"),
+        (Config(strategy="full", lrs=1.0, epochs=50), "lower lr"),
         (Config(pretrained="resnet18"), "could not be downloaded"),
     ],
 )
@@ -402,12 +419,12 @@ def settings_panel():
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_round_trip_through_controls_code_and_command(name, settings_panel, monkeypatch, capsys):
-    c = Config(strategy=name, task="hue", shots=7, seed=123, lr=0.0123, l2=1e-8, epochs=9, augment=0, budget=3)
+    c = Config(strategy=name, task="hue", shots=7, seed=123, lrs=(0.0123, 1 / 3), l2s=1e-8, epochs=9, augment=0)
     settings_panel.value = c
     assert settings_panel.value == c and settings_panel.problems == {}
     assert eval(settings_panel.code, dict(Config=Config)) == c
     ran = []
-    monkeypatch.setattr(cli, "run", lambda config: ran.append(config) or experiments.read_records("none"))
+    monkeypatch.setattr(cli, "run", lambda config, *keep: ran.append(config) or [])
     with pytest.raises(AttributeError):  # the list is no record: only what arrives counts
         cli.main(shlex.split(settings_panel.command)[1:])
     assert ran == [c]
@@ -416,20 +433,35 @@ def test_round_trip_through_controls_code_and_command(name, settings_panel, monk
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_number_in_range_round_trips(settings_panel, data):
-    values = {
-        f.name: data.draw((st.floats if f.name in REAL else st.integers)(f.metadata["low"], f.metadata["high"]))
-        for f in fields(Config) if "low" in f.metadata
-    }  # fmt: skip
+    number = lambda f: (st.floats if kind_of(f) is float else st.integers)(f.metadata["low"], f.metadata["high"])
+    some = lambda f: st.lists(number(f), min_size=1, max_size=3, unique_by=lambda v: f"{v:g}").map(tuple)
+    values = {f.name: data.draw((some if is_several(f) else number)(f)) for f in fields(Config) if "low" in f.metadata}
     c = Config(**values)
     settings_panel.value = c
     for f in fields(Config):  # what a browser does: it sends what was typed
         if "low" in f.metadata:
-            settings_panel.parts[f.name].set_state(dict(value=json.loads(json.dumps(values[f.name]))))
+            typed = " ".join(map(str, values[f.name])) if is_several(f) else json.loads(json.dumps(values[f.name]))
+            settings_panel.parts[f.name].set_state(dict(value=typed))
     assert settings_panel.value == c and eval(as_code(c), dict(Config=Config)) == c
     parser = argparse.ArgumentParser()
     for f in fields(Config):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}", type=kind_of(f), default=f.default, nargs="+" if is_several(f) else None
+        )
     assert Config(**vars(parser.parse_args(shlex.split(as_command(c))[2:]))) == c
+
+
+def test_several_values_are_typed_in_one_line_and_what_is_wrong_is_one_sentence():
+    panel = controls()
+    for text, lrs in (("0.01", (0.01,)), ("0.01, 0.1", (0.01, 0.1)), (" 1e-3  0.5,", (0.001, 0.5))):
+        panel.parts["lrs"].value = text
+        assert panel.value.lrs == lrs and panel.problems == {}
+    for text in ("", "fast", "0.01 0.01", "0.01; 0.1", "5"):
+        panel.parts["lrs"].value = text
+        assert list(panel.problems) == ["lrs"] and panel.code == ""
+        assert panel.problems["lrs"].startswith("lrs must be numbers, one at least and none twice, from 1e-07 to 1")
+        assert "Not like this" in panel._beside["lrs"].value
+    assert type(panel.parts["lrs"]).__name__ == "Text"
 
 
 def test_a_folder_is_a_task_and_its_name_may_hold_anything(tmp_path, settings_panel):
@@ -573,15 +605,18 @@ def test_a_stop_that_comes_late_says_what_happened():
 
 
 def test_a_panels_controls_say_what_the_panel_trains():
-    settings_panel = controls(Config(budget=3, **QUICK))
-    assert "--budget 3" in settings_panel.command
+    settings_panel = controls(Config(lrs=(0.01, 0.1, 0.5), **QUICK))
+    assert "--lrs 0.01 0.1 0.5" in settings_panel.command
     panel = Panel(settings_panel)
-    assert "--budget 1" in settings_panel.command and settings_panel.parts["budget"].disabled
-    settings_panel.value = Config(budget=4, strategy="full", **QUICK)
+    assert "--lrs 0.01 --l2s 0.1 " in settings_panel.command and settings_panel.parts["lrs"].value == "0.01"
+    settings_panel.parts["lrs"].value = "0.02 0.04"
+    assert settings_panel.value.lrs == (0.02,) and "--lrs 0.02" in settings_panel.command
+    settings_panel.value = Config(lrs=(0.003, 0.1), strategy="full", **QUICK)
+    assert settings_panel.parts["lrs"].value == "0.003"
     panel.press("start")
     panel.session.wait()
-    assert panel.session.config == settings_panel.value == Config(budget=1, strategy="full", **QUICK)
-    assert "one candidate" in settings_panel._beside["budget"].value
+    assert panel.session.config == settings_panel.value == Config(lrs=0.003, l2s=0.1, strategy="full", **QUICK)
+    assert "one candidate" in settings_panel._beside["lrs"].value
     assert run(settings_panel.value) == panel.session.record  # the command does what the panel did
 
 
@@ -589,7 +624,7 @@ def test_the_table_of_runs_tells_two_runs_apart():
     r = Session(Config(strategy="full", shots=2, epochs=1)).run()
     rows = [dashboard._run_row(replace(r, config=replace(r.config, **{n: v}))) for n, v in
             dict(seed=7, epochs=3, shots=9, strategy="lora", task="hue", pretrained="pocket_hue").items()
-            if v in Config.__dataclass_fields__[n].metadata.get("known", [v])]  # fmt: skip
+            if v in (known_names(Config.__dataclass_fields__[n]) or [v])]  # fmt: skip
     assert len({str(row) for row in rows} | {str(dashboard._run_row(r))}) == len(rows) + 1
 
 
@@ -836,7 +871,7 @@ def test_a_session_needs_no_ipywidgets():
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["ipywidgets"] = sys.modules["IPython"] = None
-from sft_nb.experiments import Config
+from sft_nb.records import Config
 from sft_nb.sessions import Session
 from sft_nb.widgets import as_code, misfits
 print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))
