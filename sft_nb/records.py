@@ -248,7 +248,7 @@ def _record_of(row):
     row = _lifted(row)
     check_fields(row["config"])
     record = _filled(Record, row)
-    if not any(v is not None for v in record.scores.values()):
+    if all(v is None for name, v in record.scores.items() if name != "source"):  # which is a side measurement
         raise KeyError("accuracy")
     odd = lambda kind, names: names - {f.name for f in fields(kind)}
     return record, odd(Record, row.keys()) | odd(Price, row.get("price", {}).keys())
