@@ -9,7 +9,7 @@ from nbformat.sign import NotebookNotary
 c = get_config()  # noqa: F821 (Jupyter puts it here)
 c.ServerApp.ip = "127.0.0.1"  # this machine alone; the printed address carries the token
 c.ServerApp.root_dir = "nbs"
-c.LabApp.default_url = "/lab/tree/000_tour.ipynb"  # so that the printed address leads to the tour
+c.LabApp.default_url = "/lab/tree/00_tour.ipynb"  # so that the printed address leads to the tour
 # An upload is one message. Tornado's own limit is 10 MiB: above it the connection is dropped, and nothing says so.
 c.ServerApp.tornado_settings = {"websocket_max_message_size": 128 * 2**20}
 

@@ -180,7 +180,7 @@ class Fit:
         with torch.no_grad():
             return gather(self.model.head(f.x).cpu()), gather(f.y.cpu())
 
-
+# %% ../nbs/12_experiments.ipynb #43f0000a
 def candidate(
     s: Setting,
     axis: str | None = None,  # "lr" or "l2"; what the search varies if None

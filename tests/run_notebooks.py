@@ -1,7 +1,7 @@
 """Run every notebook with nbdev_test: offline, within a time limit, and counted.
 
 nbdev_test has no time limit, and a pattern that matches nothing passes; both are mended here.
-Usage: python tests/run_notebooks.py [NAME ...]      for example: python tests/run_notebooks.py 04_freezing
+Usage: python tests/run_notebooks.py [NAME ...]      for example: python tests/run_notebooks.py 02_freezing
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Run notebooks in fresh kernels and store what their cells show: python tests/store_outputs.py 08_probing 09_evaluation
+"""Run notebooks in fresh kernels and store what their cells show: python tests/store_outputs.py 07_probing 05_evaluation
 
 Kept are pictures and words. Not kept is what differs from run to run or lives only in JupyterLab: execution counts,
 standard error, the views and states of widgets. Every text stays one string, as everywhere in this book.

@@ -10,7 +10,7 @@ from conftest import ROOT
 FLOORS = {
     -1: ["core"],  # the cellar: what needs nothing of ours
     0: ["processes", "objective", "world", "store"],
-    0.5: ["zoo"],
+    0.5: ["zoo", "fetch"],
     1: ["data", "freezing", "plots", "distributed"],
     2: ["models", "albums", "identity", "solver"],
     2.5: ["sources.pocket", "sources.vision"],

@@ -186,7 +186,7 @@ def looked_at(page, tmp_path, **selectors):
     theme(page, "Light")
 
 
-@pytest.mark.parametrize("name", ["16_widgets.ipynb", "22_dashboard.ipynb"])
+@pytest.mark.parametrize("name", ["F_widgets.ipynb", "22_dashboard.ipynb"])
 def test_before_anything_is_run_the_pictures_are_there(browser, lab, name):
     "A notebook just downloaded is not trusted: JupyterLab shows its PNG, and no SVG. First of all, for it runs nothing."
     page = opened(browser, lab, name)
@@ -195,8 +195,8 @@ def test_before_anything_is_run_the_pictures_are_there(browser, lab, name):
 
 
 def test_the_tour_runs_in_a_browser(browser, lab, tmp_path):
-    page = opened(browser, lab, "000_tour.ipynb")
-    nb = run_all(page, lab, "000_tour.ipynb")
+    page = opened(browser, lab, "00_tour.ipynb")
+    nb = run_all(page, lab, "00_tour.ipynb")
     for width, name in LOOKS:
         sized(page, width)
         theme(page, name)
@@ -212,8 +212,8 @@ STRATEGIES = list(Config.__dataclass_fields__["strategy"].metadata["known"])
 
 
 def test_a_slider_is_moved_by_its_keys(browser, lab, tmp_path):
-    page = opened(browser, lab, "16_widgets.ipynb")
-    nb = run_all(page, lab, "16_widgets.ipynb")
+    page = opened(browser, lab, "F_widgets.ipynb")
+    nb = run_all(page, lab, "F_widgets.ipynb")
     assert not errors(nb) and not not_run(nb)
     box = shown(page, SLIDERS)
     before = box.locator("svg").first.inner_html()
@@ -231,8 +231,8 @@ def test_a_slider_is_moved_by_its_keys(browser, lab, tmp_path):
 
 
 def test_a_keyboard_sets_the_controls(browser, lab):
-    page = opened(browser, lab, "16_widgets.ipynb")
-    run_all(page, lab, "16_widgets.ipynb")
+    page = opened(browser, lab, "F_widgets.ipynb")
+    run_all(page, lab, "F_widgets.ipynb")
     field = lambda name, kind: shown(page, f'.jupyter-widgets:has(> label:text-is("{name}")) {kind}')
     strategy = field("strategy", "select")
     assert strategy.input_value() == "full"
@@ -351,8 +351,8 @@ def upload(page, box, button, path):
 
 
 def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
-    page = opened(browser, lab, "27_pictures.ipynb")
-    nb = run_all(page, lab, "27_pictures.ipynb")
+    page = opened(browser, lab, "08_pictures.ipynb")
+    nb = run_all(page, lab, "08_pictures.ipynb")
     assert not errors(nb) and not not_run(nb)
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as z:
         for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
@@ -373,7 +373,7 @@ def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
 def test_without_a_front_end_a_widget_is_its_still_picture():
     from nbconvert import HTMLExporter
 
-    nb = nbformat.read(ROOT / "nbs" / "16_widgets.ipynb", 4)
+    nb = nbformat.read(ROOT / "nbs" / "F_widgets.ipynb", 4)
     assert "widgets" not in nb.metadata
     html, _ = HTMLExporter().from_notebook_node(nb)
     outputs = [o.data for c in nb.cells if c.cell_type == "code" for o in c.outputs if "data" in o]

@@ -500,6 +500,29 @@ def test_with_a_folder_a_run_ends_in_the_same_record_and_takes_no_step_twice(tmp
         run(c, tmp_path, every=0)
 
 
+@pytest.mark.parametrize("name", ["lp_ft", "lora"])
+def test_a_run_that_broke_off_goes_on_from_its_folder_to_the_same_record(name, tmp_path, monkeypatch):
+    "In the second candidate, between two checkpoints: the first is not trained again, nor the steps before."
+    c = Config(strategy=name, **(QUICK | dict(epochs=4, lrs=(0.003, 0.009))))
+    want, real, seen = run(c), experiments.resumable, []
+
+    def counted(*args, stop=14):
+        for s in real(*args):
+            seen.append(s)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            yield s
+
+    monkeypatch.setattr(experiments, "resumable", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(c, tmp_path, every=2)
+    taken, steps = [], experiments.run.__globals__["run_phases"].__globals__["steps"]
+    monkeypatch.setattr("sft_nb.strategies.steps", lambda *a, **kw: (taken.append(s) or s for s in steps(*a, **kw)))
+    monkeypatch.setattr(experiments, "resumable", real)
+    assert run(c, tmp_path, every=2) == want
+    assert 0 < len(taken) <= 8 - 2  # of the second, two at least were kept
+
+
 @pytest.mark.gpu
 def test_on_a_gpu():
     r = run(Config(strategy="full", device="cuda", **QUICK))

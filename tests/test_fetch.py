@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from sft_nb.fetch import fetch
 from sft_nb.models import read_weights
-from sft_nb.store import fetch
 
 BLOB = torch.Generator().manual_seed(0).get_state().numpy().tobytes() * 200  # 1 MB
 SHA, MD5 = hashlib.sha256(BLOB).hexdigest(), hashlib.md5(BLOB).hexdigest()
@@ -163,7 +163,7 @@ def test_a_mirror_that_is_neither_is_one_sentence(tmp_path, monkeypatch, mirror)
 FETCHING = """
 import sys
 from pathlib import Path
-from sft_nb.store import fetch
+from sft_nb.fetch import fetch
 assert fetch(sys.argv[1], Path(sys.argv[2]), sys.argv[3]).stat().st_size == int(sys.argv[4])
 """
 

@@ -67,8 +67,8 @@ def ask(lab, path, method="GET", body=None, **headers):
 UPGRADE = dict(
     Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Version="13", Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ=="
 )
-READS = ["/api/contents", "/api/contents/000_tour.ipynb", "/api/kernels", "/api/sessions", "/api/terminals",
-         "/api/kernelspecs", "/files/000_tour.ipynb", "/lab/api/settings"]  # fmt: skip
+READS = ["/api/contents", "/api/contents/00_tour.ipynb", "/api/kernels", "/api/sessions", "/api/terminals",
+         "/api/kernelspecs", "/files/00_tour.ipynb", "/lab/api/settings"]  # fmt: skip
 WRITES = [
     ("POST", "/api/kernels", "{}"), ("POST", "/api/terminals", "{}"), ("POST", "/api/sessions", "{}"),
     ("PUT", "/api/contents/evil.txt", '{"type": "file", "format": "text", "content": "x"}'),
@@ -181,7 +181,7 @@ def test_neither_the_makefile_nor_the_configuration_opens_it(lab):
 
 
 def test_the_printed_address_leads_to_the_tour(lab):
-    assert f"http://127.0.0.1:{lab['port']}/lab/tree/000_tour.ipynb?token={lab['token']}" in lab["log"].read_text()
+    assert f"http://127.0.0.1:{lab['port']}/lab/tree/00_tour.ipynb?token={lab['token']}" in lab["log"].read_text()
 
 
 def test_the_books_notebooks_are_trusted_and_the_files_are_left_alone(lab):

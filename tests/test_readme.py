@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_picture_is_the_tours_last():
-    outputs = [o for c in load(ROOT / "nbs" / "000_tour.ipynb")["cells"] for o in c.get("outputs", [])]
+    outputs = [o for c in load(ROOT / "nbs" / "00_tour.ipynb")["cells"] for o in c.get("outputs", [])]
     pngs = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     assert base64.b64decode("".join(pngs[-1])) == (ROOT / "nbs" / "images" / "tour.png").read_bytes()
 

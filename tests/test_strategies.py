@@ -240,7 +240,7 @@ def test_a_head_trained_by_steps_approaches_the_solved_one_from_above():
 
 
 def test_loras_scale_is_two():
-    "alpha = 2 rank, as in chapter 11."
+    "alpha = 2 rank, as in chapter 10."
     scales = {t.item() for n, t in run("lora")[1].items() if n.endswith("lora_scale")}
     assert scales == {2.0}
 
