@@ -273,8 +273,8 @@ LOOK = """e => { window.redraws = 0;
 
 
 SCROLLED = "() => document.querySelector('.jp-WindowedPanel-outer').scrollTop"
-SIDEWAYS = """() => [...document.querySelectorAll('.jp-WindowedPanel-outer, .jp-OutputArea-output')]
-  .filter(e => e.scrollWidth > e.clientWidth + 1).length"""
+SIDEWAYS = """e => [e.closest('.jp-WindowedPanel-outer'), e.closest('.jp-OutputArea-output'),
+  ...e.querySelectorAll('.widget-box')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.className)"""
 PLACES = """e => { const page = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
   const place = c => { const r = c.getBoundingClientRect();
     return {left: r.left, right: r.right, top: r.top, bottom: r.bottom, in: r.top >= page.top && r.bottom <= page.bottom} };
@@ -299,7 +299,7 @@ def one_screen(page, panel):
             assert all(c["in"] for c in controls + curves), where  # a change and its effect are seen together
         else:
             assert max(c["bottom"] for c in controls) < min(c["top"] for c in curves), where
-        assert not page.evaluate(SIDEWAYS), where
+        assert not panel.evaluate(SIDEWAYS), where
     sized(page, 1400)
 
 
