@@ -62,6 +62,17 @@ def _own_folder(s, phases):
     what = repr((same, s.data or s.config.task, phases, rank_and_size()[1]))  # files added: another run
     return as_path(s.keep) / "runs" / sha256(what.encode()).hexdigest()[:16]
 
+
+def _extracted(s, net, dl):
+    "Features, from the folder where there is one. What does not say what it is cannot be known again, nor shared."
+    if s.keep is not None:
+        try:
+            return cached(net, dl, cache=Cache(as_path(s.keep)))
+        except ValueError:
+            if s.every is not None:  # somebody counts on the folder
+                raise
+    return extract(net, dl)
+
 # %% ../nbs/12_experiments.ipynb #12c0de3a
 @dataclass(frozen=True)
 class Setting:
@@ -100,8 +111,7 @@ class Setting:
     def features(self, ds: Examples) -> Features:  # Of several processes in each the rows of its own batches
         "phi(x) of a set under theta_pre: computed once, or found in the folder."
         if id(ds) not in self.known:
-            dl, net = self.loader(ds), copied(self.pre.backbone).to(self.config.device)
-            f = extract(net, dl) if self.keep is None else cached(net, dl, cache=Cache(as_path(self.keep)))
+            f = _extracted(self, copied(self.pre.backbone).to(self.config.device), self.loader(ds))
             self.known[id(ds)] = ds, Features(f.x.to(self.config.device), f.y.to(self.config.device))
         return self.known[id(ds)][1]
 

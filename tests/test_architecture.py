@@ -8,23 +8,20 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    -1: ["core"],  # the cellar: what needs nothing of ours
-    0: ["processes", "objective", "world", "store"],
-    0.5: ["zoo", "fetch"],
-    1: ["data", "freezing", "plots", "distributed"],
-    2: ["models", "albums", "identity", "solver"],
-    2.5: ["sources.pocket", "sources.vision"],
-    3: ["features", "training", "evaluation", "peft"],
-    4: ["probing", "cache"],
-    3.5: ["blocks", "deltas"],
-    4.5: ["starts"],
-    5: ["strategies", "transferability", "understanding"],
-    5.5: ["resume", "rates"],
-    5.7: ["records"],
-    6: ["experiments", "tables"],
-    6.5: ["sweeps"],
-    7: ["widgets", "sessions", "cli"],
-    8: ["dashboard", "pictures"],
+    0: ["core"],  # needs nothing of ours
+    1: ["processes", "objective", "world", "store"],
+    2: ["zoo", "fetch"],
+    3: ["data", "freezing", "plots", "distributed"],
+    4: ["models", "albums", "identity", "solver"],
+    5: ["sources.pocket", "sources.vision", "features", "training", "evaluation", "peft"],
+    6: ["probing", "cache", "blocks", "deltas"],
+    7: ["starts"],
+    8: ["strategies", "transferability", "understanding"],
+    9: ["resume", "rates", "records"],
+    10: ["experiments", "tables"],
+    11: ["sweeps"],
+    12: ["widgets", "sessions", "cli"],
+    13: ["dashboard", "pictures"],
 }
 VIEWS = {"widgets", "dashboard", "pictures"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

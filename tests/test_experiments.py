@@ -480,6 +480,16 @@ def test_a_sweep_extracts_once_for_each_network_task_and_seed(tmp_path, monkeypa
     assert seen.rows["extract"] == 2 * len(s.few) + once  # the second sweep finds all of it in the folder
 
 
+def test_what_cannot_be_known_again_is_not_shared_and_only_a_folder_of_ones_own_refuses_it(tmp_path, monkeypatch):
+    pre = load_pretrained("pocket")
+    drawing = replace(pre, transform=lambda x: pre.transform(x) + 0 * torch.rand(1))
+    monkeypatch.setattr(experiments, "load_pretrained", lambda name: drawing)
+    (r,) = sweep([Config(**QUICK)], tmp_path / "a")
+    assert r == run(Config(**QUICK))
+    with pytest.raises(ValueError, match="the transform is random"):
+        run(Config(**QUICK), tmp_path / "keep")
+
+
 def test_with_a_folder_a_run_ends_in_the_same_record_and_takes_no_step_twice(tmp_path, monkeypatch):
     c = Config(strategy="lp_ft", **QUICK)
     want = run(c)

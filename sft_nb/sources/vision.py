@@ -34,7 +34,7 @@ import torchvision  # isort: skip (after sft_nb, which repairs its import where 
 from torchvision.datasets import CIFAR10  # isort: skip
 from torchvision.datasets.utils import check_integrity  # isort: skip
 
-# %% ../../nbs/W_source_vision.ipynb #7ddf2be7
+# %% ../../nbs/W_source_vision.ipynb #36f0a001
 def _weights_file(url):
     "The cached file of published weights, its hash checked every time; downloaded if it is not there."
     name = url.rsplit("/", 1)[1]
@@ -56,7 +56,7 @@ def _weights_file(url):
         raise ValueError(f"{path} is damaged or not the published file (its SHA-256 is not {digest}...): delete it")
     return path
 
-
+# %% ../../nbs/W_source_vision.ipynb #7ddf2be7
 # Two old networks have further classifiers half-way, which only their own training needed
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
