@@ -28,10 +28,11 @@ $(VENV)/built: settings.ini setup.py constraints.txt
 lab: $(VENV)/built
 	$(BIN)/jupyter lab --config=lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Two notebooks, then two files of tests, at a time: 12 minutes on two cores is what all of it may take
+# Two notebooks, then two tests at a time: all of it may take 12 minutes on two cores. Tests that start several processes
+# are a group, which one worker runs, so that they do not wait for each other's
 test: $(VENV)/built
 	$(BIN)/python tests/run_notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 
 # A real browser in front of a real JupyterLab; needs Debian's chromium, or CHROMIUM=its path
 test-browser: $(VENV)/built

@@ -70,7 +70,7 @@ ended, and the training with it. Run the notebook's cells again.</b>"""  # what 
 
 def _live(text, tag="span"):
     "Text that holds as long as the kernel lives."
-    return f'<{tag} class="sft-live" role="status">{escape(text)}</{tag}>'
+    return f'<{tag} class="sft-live" role="status" style="line-height: 1.4">{escape(text)}</{tag}>'
 
 
 def _chosen(y, n=8):
@@ -96,9 +96,8 @@ _ABOUT = dict(
 )  # fmt: skip
 
 
-_COLUMN = dict(
-    flex="1 1 32em", min_width="0"
-)  # two such columns where there is room for both, else one below the other
+# Two such columns where there is room for both, else one below the other; 1em is 13 pixels
+_COLUMN, _ROW = dict(flex="1 1 30em", min_width="0"), dict(flex_flow="row wrap", grid_gap="1em")
 
 
 class _Board:
@@ -108,14 +107,16 @@ class _Board:
         import ipywidgets as W
 
         names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
-        self.buttons = {n: W.Button(description=names[n], tooltip=text) for n, text in _ABOUT.items()}
+        self.buttons = {
+            n: W.Button(description=names[n], tooltip=text, layout=W.Layout(width="auto")) for n, text in _ABOUT.items()
+        }
         self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
         self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
         said, what, state, where, curves, *below = self.parts.values()
         buttons = W.HBox([*self.buttons.values()], layout=W.Layout(flex_flow="row wrap"))
         live = [buttons, W.HTML(_GONE), said, what, state, self.bar, where, curves]
         columns = [W.VBox(kids, layout=W.Layout(**_COLUMN)) for kids in (controls, live) if kids]
-        self.box = W.VBox([W.HBox(columns, layout=W.Layout(flex_flow="row wrap")), *below])
+        self.box = W.VBox([W.HBox(columns, layout=W.Layout(**_ROW)), *below])
 
 # %% ../nbs/22_dashboard.ipynb #16c0de57
 def _fill(board, session, said, records):
@@ -124,7 +125,7 @@ def _fill(board, session, said, records):
     texts = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
     texts["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
-        texts["what"] = f"<code>{escape(as_code(session.config))}</code>"
+        texts["what"] = f'<code style="line-height: 1.4">{escape(as_code(session.config))}</code>'
         texts["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):
@@ -182,11 +183,8 @@ class _Watcher:
     def __init__(self, what):
         self.what, self.session, self.records = what, what if isinstance(what, Session) else None, []
         self.said, self._said_of = "", ""  # The last answer, and the state that it was given in
-        self.board, self._lock, self._turn = (
-            _Board([what.box] if isinstance(what, Controls) else []),
-            threading.RLock(),
-            0,
-        )
+        self.board = _Board([what.box] if isinstance(what, Controls) else [])
+        self._lock, self._turn = threading.RLock(), 0
         self.box = self.board.box
 
     def _state(self):
@@ -226,9 +224,7 @@ class Panel(_Watcher):
 
     def __init__(
         self,
-        what: Config
-        | Controls
-        | Session,  # What Start will train; Controls stand beside it and are read when it is pressed
+        what: Config | Controls | Session,  # What Start will train; Controls stand beside it, read when it is pressed
         every: int = 10,  # As in `Session`
     ):
         super().__init__(what)

@@ -294,7 +294,7 @@ def _control(f):
     import ipywidgets as W
 
     known, look = known_names(f), dict(description=f.name.replace("_", " "), style=dict(description_width="6.5em"))
-    look["layout"] = W.Layout(width="22em", max_width="98%", flex="0 0 auto")
+    look["layout"] = W.Layout(width="auto", min_width="0", max_width="22em", flex="1 1 15em")
     if f.metadata.get("folder"):
         return W.Combobox(options=known, ensure_option=False, continuous_update=False, **look)
     if known:
@@ -382,13 +382,10 @@ class Controls(_Fields):
     def __init__(self, config):
         import ipywidgets as W
 
-        beside, row = W.Layout(flex="1 1 14em", min_width="14em"), W.Layout(flex_flow="row wrap")
+        beside, row = W.Layout(flex="1 1 13em", min_width="13em"), W.Layout(flex_flow="row wrap")
         self._beside = {f.name: W.HTML(layout=beside) for f in fields(Config)}
-        self.problems, self.code, self.command = (
-            {},
-            "",
-            "",
-        )  # The same as Python and for a terminal, if nothing is wrong
+        # What is wrong; and if nothing is, the same as Python and for a terminal
+        self.problems, self.code, self.command = {}, "", ""
         self._to_copy = W.HTML()
         super().__init__()
         rows = (W.HBox([self.parts[n], note], layout=row) for n, note in self._beside.items())
@@ -433,7 +430,9 @@ def gallery(
     captions: Iterable[str],  # As many
 ) -> str:
     "Pictures in a row, each with a line below."
-    cell = '<figure style="display: inline-block; margin: 4px">{}<figcaption>{}</figcaption></figure>'
+    cell = (
+        '<figure style="display: inline-block; margin: 4px; text-align: center">{}<figcaption>{}</figcaption></figure>'
+    )
     return "".join(cell.format(p, escape(c)) for p, c in zip(pictures, captions, strict=True))
 
 # %% ../nbs/F_widgets.ipynb #16c0de45

@@ -20,3 +20,8 @@ def test_a_warning_to_our_own_code_is_an_error(module):
 def test_a_warning_to_others_is_a_line(module):
     with pytest.warns(DeprecationWarning, match="soon gone"):
         warned(module)
+
+
+def test_what_the_package_says_on_purpose_can_be_awaited():
+    with pytest.warns(UserWarning, match="left out"):
+        warnings.warn_explicit("one line was left out", UserWarning, "there.py", 1, module="sft_nb.store")

@@ -28,6 +28,7 @@ from sft_nb.processes import my_rows
 from sft_nb.records import Config
 from sft_nb.strategies import Lora, Phase, run_phases
 
+pytestmark = pytest.mark.xdist_group("processes")  # one worker of the suite runs all that starts several processes
 ENV = os.environ | dict(
     PYTHONPATH=os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)]),
     OMP_NUM_THREADS="1",

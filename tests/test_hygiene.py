@@ -1,8 +1,12 @@
 "What a committed notebook looks like: clean, light, with outputs, its numbers computed."
 
+import json
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from notebook import NOTEBOOKS, code_cells, load, source
 
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
@@ -70,3 +74,32 @@ def test_exported_cells_are_short(path):
         if "#| export" in code:
             most = 60 if re.search(r"^class ", code, re.M) else 40  # a class is read whole
             assert len(code.splitlines()) <= most, f"an exported cell of {len(code.splitlines())} lines: {code[:80]}"
+
+
+def git(*words, cwd=ROOT):
+    done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+    return done.stdout if done.returncode == 0 else pytest.skip("needs git and a clone")
+
+
+def test_generated_modules_are_marked_and_nothing_else():
+    said = git("check-attr", "linguist-generated", "--", *git("ls-files").splitlines())
+    marked = {line.split(":")[0] for line in said.splitlines() if line.endswith(": set")}
+    written = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sft_nb").rglob("*.py") if p.stem != "__init__"}
+    assert marked == written & set(git("ls-files").splitlines())
+
+
+def test_a_diff_of_notebooks_can_be_read_line_by_line(tmp_path):
+    git("init", "-q", tmp_path)
+    (tmp_path / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
+
+    def write(source):
+        cell = dict(cell_type="code", id="00000001", source=source, outputs=[dict(data={"image/png": "AAAA"})])
+        (tmp_path / "x.ipynb").write_text(json.dumps(dict(cells=[cell])), encoding="utf-8")
+
+    write("a = 1\nb = 2")
+    git("add", ".", cwd=tmp_path)
+    write("a = 1\nb = 'ü'")
+    show = ["-c", f'diff.notebook.textconv="{sys.executable}" "{ROOT / "tests" / "show_notebook.py"}"']
+    changed = [line for line in git(*show, "diff", cwd=tmp_path).splitlines() if re.match("[-+][^-+]", line)]
+    assert changed == ["-b = 2", "+b = 'ü'"]
+    assert '"cells"' in git("diff", cwd=tmp_path)  # without the setting, the file as it is

@@ -15,7 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="make")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.skipif(os.name == "nt", reason="make"),
+]
 
 
 def recipe():

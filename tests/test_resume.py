@@ -31,6 +31,7 @@ from sft_nb.store import StoreError, load_checkpoint, save_checkpoint
 from sft_nb.strategies import FROM_SCRATCH, FULL, L2_SP, LORA, LP_FT, Phase, Solved, run_phases, scaled
 from sft_nb.training import stoppable
 
+pytestmark = pytest.mark.xdist_group("processes")  # one worker of the suite runs all that starts several processes
 TASK = load_split("digits_wild")
 SCHEDULES = ("one_cycle", "slanted", "cosine", "constant")
 OPTIMISERS = ("adam", "sgd", "adamw", "sgd")
