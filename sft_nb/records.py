@@ -92,7 +92,7 @@ class Config:
     task: str = _option(
         "digits_wild", "the target by name, or a folder or zip of your own", known=zoo.tasks, folder=True
     )
-    strategy: str = _option("linear_probing", "what fine-tuning does, chapter 11", known=tuple(STRATEGIES))
+    strategy: str = _option("linear_probing", "what fine-tuning does, chapter 11", known=lambda: tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
     seed: int = _option(0, "which labels, which order, which random numbers", low=0, high=1_000_000_000)
     lrs: tuple[float, ...] = _option((0.003, 0.009), "largest learning rates, each tried", low=1e-7, high=1.0)

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from sft_nb.records import Config
+from sft_nb.records import Config, known_names
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
@@ -216,7 +216,7 @@ SLIDERS = ".sft-box:has(.widget-slider):has(svg)"
 CONTROLS = ".sft-box:has(select):has(pre)"
 PANEL = '.sft-box:has(button:has-text("Forecast"))'
 LP_FT = f'{PANEL}:has(code:has-text("lp_ft"))'  # the one that the reader sets
-STRATEGIES = list(Config.__dataclass_fields__["strategy"].metadata["known"])
+STRATEGIES = list(known_names(Config.__dataclass_fields__["strategy"]))
 
 
 def test_a_slider_is_moved_by_its_keys(browser, lab, tmp_path):
