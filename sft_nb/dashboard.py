@@ -63,14 +63,15 @@ def _standing(session):
     return session.state + (f": {about}" if about and about != session.state else ""), where, share
 
 
-_GONE = """<style>.jupyter-widgets-disconnected .sft-live, .sft-gone { display: none }
+_GONE = """<style>.sft-text > .widget-html-content { line-height: 1.4 }
+.jupyter-widgets-disconnected .sft-live, .sft-gone { display: none }
 .jupyter-widgets-disconnected .sft-gone { display: block }</style><b class="sft-gone">The kernel of this panel has
 ended, and the training with it. Run the notebook's cells again.</b>"""  # what has lost its kernel only the page can say
 
 
 def _live(text, tag="span"):
     "Text that holds as long as the kernel lives."
-    return f'<{tag} class="sft-live" role="status" style="line-height: 1.4">{escape(text)}</{tag}>'
+    return f'<{tag} class="sft-live" role="status">{escape(text)}</{tag}>'
 
 
 def _chosen(y, n=8):
@@ -113,6 +114,8 @@ class _Board:
         self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
         self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
         said, what, state, where, curves, *below = self.parts.values()
+        for text in (said, what, state, where):
+            text.add_class("sft-text")
         buttons = W.HBox([*self.buttons.values()], layout=W.Layout(flex_flow="row wrap"))
         live = [buttons, W.HTML(_GONE), said, what, state, self.bar, where, curves]
         columns = [W.VBox(kids, layout=W.Layout(**_COLUMN)) for kids in (controls, live) if kids]
@@ -125,7 +128,7 @@ def _fill(board, session, said, records):
     texts = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
     texts["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
-        texts["what"] = f'<code style="line-height: 1.4">{escape(as_code(session.config))}</code>'
+        texts["what"] = f"<code>{escape(as_code(session.config))}</code>"
         texts["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):
