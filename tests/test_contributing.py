@@ -31,7 +31,9 @@ def test_a_score_is_one_entry(tmp_path, monkeypatch, capsys):
     def record(s, fit, tried):
         logits, y = predict(fit.model, s.loader(s.task.test))
         r = real(s, fit, tried)
-        return replace(r, scores=r.scores | dict(second=float((logits.topk(2).indices == y[:, None]).any(1).float().mean())))
+        return replace(
+            r, scores=r.scores | dict(second=float((logits.topk(2).indices == y[:, None]).any(1).float().mean()))
+        )
 
     monkeypatch.setattr(experiments, "record", record)
     (now,) = sweep([Config(seed=2, **QUICK)], path)

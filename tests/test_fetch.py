@@ -228,9 +228,9 @@ def test_the_proxy_of_the_environment_is_used(far, tmp_path, monkeypatch):
 
 
 def test_a_long_download_shows_how_far_it_is(far, tmp_path, capsys, monkeypatch):
-    import sft_nb.store
+    import sft_nb.fetch
 
-    monkeypatch.setattr(sft_nb.store, "tqdm", lambda **kw: __import__("tqdm").tqdm(**{**kw, "delay": 0}))
+    monkeypatch.setattr(sft_nb.fetch, "tqdm", lambda **kw: __import__("tqdm").tqdm(**{**kw, "delay": 0}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fetch(far.url, tmp_path / "a.bin", SHA)
