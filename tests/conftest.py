@@ -1,6 +1,7 @@
 "Every test runs offline, on one thread, on the pocket world."
 
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 runpy.run_path(str(ROOT / "tests" / "offline" / "sitecustomize.py"))  # the network is refused from here on
 sys.path.insert(0, str(ROOT / "tests"))
 matplotlib.use("agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is to run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start would be deaf to it, too
 
 import torch  # noqa: E402
 
