@@ -194,6 +194,7 @@ def test_without_a_stop_it_is_run_phases(tmp_path):
 
 
 def test_a_finished_run_is_read_and_not_repeated(tmp_path, monkeypatch):
+    uninterrupted("lp_ft")  # before nothing can be trained any more
     list(resumable(*setting("lp_ft"), tmp_path, **kept()))
     monkeypatch.setattr("sft_nb.strategies.steps", None)
     monkeypatch.setattr("sft_nb.starts.solve_head", None)

@@ -297,7 +297,7 @@ def test_the_certificate_of_a_solved_head_is_kept_and_shown(name):
     record = s.run()
     probe = s.solved.probe
     assert s.solved.phase == "probe" and probe.gap <= 1e-8 and all(isinstance(step, Step) for step in s.steps)
-    assert len(s.steps) == s.total == record.steps and (len(s.steps) > 0) == (name == "lp_ft")
+    assert len(s.steps) == s.total == record.price.steps and (len(s.steps) > 0) == (name == "lp_ft")
     panel.refresh()
     assert f"head solved: F = {probe.loss:.4f}, at most {probe.gap:.0e} above" in panel.board.parts["where"].value
 
