@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINEAR_PROBING', 'FULL', 'LP_FT', 'LAST_BLOCK', 'L2_SP', 'BN_ONLY', 'BITFIT', 'LORA', 'FROM_SCRATCH', 'STRATEGIES',
            'Phase', 'slanted', 'Progress', 'built', 'run_phase', 'anchors', 'run_phases', 'surgical',
-           'gradual_unfreezing', 'strategy', 'scaled']
+           'gradual_unfreezing', 'frozen_bn', 'strategy', 'scaled']
 
 # %% ../nbs/11_strategies.ipynb #5c0a1e04
 import copy
@@ -27,6 +27,7 @@ from .evaluation import accuracy, predict
 from .freezing import trainable
 from .models import TransferModel, load_theta, snapshot
 from .objective import risk, sq_dist
+from .peft import bn_only
 from .starts import Lora, Redraw, Solve, Solved
 from .training import Step, steps
 
@@ -289,10 +290,19 @@ def gradual_unfreezing(
     stage = lambda i: Phase(tops[i], long[i], lr, decay=2.6, schedule="slanted", name=f"top {i + 1}")
     return tuple(map(stage, range(len(tops))))
 
+
+def frozen_bn(
+    model: TransferModel,  # Left as it is
+) -> tuple[Phase, ...]:
+    "Everything but BatchNorm, which keeps theta_pre's weights and statistics: in eval mode while the rest learns."
+    norms = {n for n in trainable(bn_only(copy.deepcopy(model))) if n.startswith("backbone.")}
+    learn = tuple(n for n, _ in model.named_parameters() if n not in norms)
+    return (Phase(learn, 20, 1e-3, schedule="one_cycle", name="all but BatchNorm"),)
+
 # %% ../nbs/11_strategies.ipynb #5c0a1e42
 STRATEGIES: dict[str, tuple[Phase, ...] | Callable[[TransferModel], tuple[Phase, ...]]] = dict(
-    linear_probing=LINEAR_PROBING, full=FULL, lp_ft=LP_FT, last_block=LAST_BLOCK, gradual_unfreezing=gradual_unfreezing,
-    l2_sp=L2_SP, bn_only=BN_ONLY, bitfit=BITFIT, lora=LORA, from_scratch=FROM_SCRATCH,
+    linear_probing=LINEAR_PROBING, full=FULL, frozen_bn=frozen_bn, lp_ft=LP_FT, last_block=LAST_BLOCK,
+    gradual_unfreezing=gradual_unfreezing, l2_sp=L2_SP, bn_only=BN_ONLY, bitfit=BITFIT, lora=LORA, from_scratch=FROM_SCRATCH,
     **{f"surgical_layer{i}": surgical(f"layer{i}") for i in (1, 2, 3, 4)},
 )  # fmt: skip
 

@@ -32,7 +32,8 @@ def pytest_configure(config):
         config.addinivalue_line("markers", marker)
     for rule in (
         r"error:::sft_nb(\..*)?$",  # what a library says to our own code is mended, not read past
-        r"default::UserWarning:sft_nb(\..*)?$",  # what our own code says to its reader
+        r"default::UserWarning:sft_nb\.cli$",  # the command line passes on what is said to its reader
+        "ignore:torchvision was built for another torch",  # ours, of such a machine
     ):
         config.addinivalue_line("filterwarnings", rule)
 

@@ -25,3 +25,9 @@ def test_a_warning_to_others_is_a_line(module):
 def test_what_the_package_says_on_purpose_can_be_awaited():
     with pytest.warns(UserWarning, match="left out"):
         warnings.warn_explicit("one line was left out", UserWarning, "there.py", 1, module="sft_nb.store")
+
+
+def test_a_torchvision_of_another_torch_is_told_and_no_error():
+    with pytest.raises(UserWarning, match="something else"):
+        warnings.warn_explicit("torchvision was built for another torch", UserWarning, "there.py", 1, module="sft_nb")
+        warnings.warn_explicit("something else", UserWarning, "there.py", 1, module="sft_nb")

@@ -89,6 +89,7 @@ def named(name, model):
         "lora": lambda n: False,
         "last_block": lambda n: n.startswith("backbone.layer4."),
         "bn_only": lambda n: n in norms,
+        "frozen_bn": lambda n: n not in norms,
         "bitfit": lambda n: n.endswith(".bias"),
         **{f"surgical_layer{i}": lambda n, i=i: n.startswith(f"backbone.layer{i}.") for i in (1, 2, 3, 4)},
     }
@@ -144,7 +145,7 @@ LAYER = {
 }
 COUNTS = dict(
     linear_probing=5_130, full=11_181_642, lp_ft=11_181_642, l2_sp=11_181_642, from_scratch=11_181_642,
-    gradual_unfreezing=11_181_642, bn_only=9_600 + HEAD, bitfit=4_800 + HEAD, last_block=LAYER[4] + HEAD,
+    gradual_unfreezing=11_181_642, frozen_bn=11_181_642 - 9_600, bn_only=9_600 + HEAD, bitfit=4_800 + HEAD, last_block=LAYER[4] + HEAD,
     surgical_layer1=LAYER[1] + HEAD, surgical_layer4=LAYER[4] + HEAD, lora=143_692 + HEAD,
 )  # fmt: skip
 
