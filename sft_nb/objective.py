@@ -187,7 +187,8 @@ def _best_bias(look, b, enough=0.0):
     (g, S, size), best, stalled = look(b), math.inf, 0
     for _ in range(100):  # ten do, unless logits are in the hundreds
         off = float(g.abs().sum())
-        stalled, best = stalled + 1 if off > 0.5 * best else 0, min(best, off)
+        rounding = off <= 1e-12 * size  # far above it the gradient may grow for a while, on the way down
+        stalled, best = stalled + 1 if rounding and off > 0.5 * best else 0, min(best, off)
         if off <= max(enough, 2e-15 * size) or stalled > 3:
             break
         e, R = torch.linalg.eigh(S)
