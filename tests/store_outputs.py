@@ -1,11 +1,13 @@
 """Run notebooks in fresh kernels and store what their cells show: python tests/store_outputs.py 07_probing 05_evaluation
 
-Kept are pictures and words. Not kept is what differs from run to run or lives only in JupyterLab: execution counts,
-standard error, the views and states of widgets. Every text stays one string, as everywhere in this book.
+Kept are pictures and words, and with a picture the sentence of its cell's `#| fig-alt:`, for those who cannot see it.
+Not kept is what differs from run to run or lives only in JupyterLab: execution counts, standard error, the views and
+states of widgets. Every text stays one string, as everywhere in this book.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,8 @@ def clean(nb: nbformat.NotebookNode) -> None:
             output.get("data", {}).pop(VIEW, None)
             if "execution_count" in output:
                 output["execution_count"] = None
+            if "image/png" in output.get("data", {}) and (alt := re.search(r"^#\| fig-alt: (.+)$", cell.source, re.M)):
+                output["metadata"] = {**output.get("metadata", {}), "image/png": {"alt": alt[1]}}
 
 
 def text(nb: nbformat.NotebookNode) -> str:

@@ -27,3 +27,12 @@ def test_pictures_and_words_stay_and_what_differs_from_run_to_run_goes():
     assert [o.get("text") or list(o.data) for o in kept] == ["said\n", ["image/png"], ["text/plain"]]
     assert kept[2].data["text/plain"] == "one\ntwo" and kept[2].execution_count is None
     assert nb.cells[1].execution_count is None and "widgets" not in nb.metadata and '"a\\nb"' in text(nb)
+
+
+def test_a_picture_carries_the_sentence_of_its_cell():
+    v = nbformat.v4
+    picture = lambda: [v.new_output("display_data", {"image/png": "iVBO"})]
+    said = v.new_code_cell("#| fig-alt: A line that falls.\ndraw()", outputs=picture())
+    nb = v.new_notebook(cells=[said, v.new_code_cell("draw()", outputs=picture())])
+    clean(nb)
+    assert [c.outputs[0].metadata for c in nb.cells] == [{"image/png": {"alt": "A line that falls."}}, {}]
