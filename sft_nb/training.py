@@ -39,7 +39,7 @@ class Step:
     lr: float  # Of the first parameter group
     n: int  # Examples in the batch
 
-# %% ../nbs/09_training.ipynb #6fe48794
+# %% ../nbs/09_training.ipynb #a8484369
 def _logits(out):
     "The logits in what a model returned: alone, as `.logits` or under that name, or first in a tuple."
     out = out.get("logits", out) if isinstance(out, Mapping) else getattr(out, "logits", out)
@@ -51,7 +51,7 @@ def _there(model, xb):
     p = next((p for p in model.parameters() if p.is_floating_point()), None)
     return xb if p is None else xb.to(p.device, p.dtype if xb.is_floating_point() else None)
 
-
+# %% ../nbs/09_training.ipynb #6fe48794
 @contextmanager
 def _one_row(model):
     "While this lasts, BatchNorm that gets one value per channel takes its running statistics instead of the batch's."
@@ -106,7 +106,7 @@ def _batch_loss(forward, model, xb, yb, objective, where):
 
 # %% ../nbs/09_training.ipynb #07c0a001
 def _batches(dl, epoch, done):
-    "An epoch's batches from the done-th on. Whoever asks a Loader next goes on from here."
+    "An epoch's batches from the done-th on. The next epoch of a Loader goes on from here."
     if not isinstance(dl, Loader):
         return islice(dl, done, None)
     dl.epoch = epoch + 1
@@ -160,7 +160,7 @@ def fit(*args, **kwargs) -> list[Step]:
 
 # %% ../nbs/09_training.ipynb #07c0a014
 @contextmanager
-def stoppable() -> Iterator[threading.Event]:  # Set when somebody asked; a second Ctrl-C does not wait
+def stoppable() -> Iterator[threading.Event]:  # Set when a signal asked; a second Ctrl-C does not wait
     "SIGTERM and Ctrl-C wait: ask the event after each step. On leaving, KeyboardInterrupt if one came. Main thread only."
     stop, came = threading.Event(), []
 
