@@ -19,7 +19,7 @@ from .processes import gather, my_batches, my_rng
 
 # %% ../nbs/05_evaluation.ipynb #13d89109
 class _Diverged(ValueError, FloatingPointError):
-    "Wrong input to whoever measures; to a search, one more candidate whose numbers ran away."
+    "Wrong input to a measurement; to a search, one more candidate whose numbers ran away."
 
 
 def _tensor(values):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 
 import torch
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from .core import unknown
 from .evaluation import paired_test
@@ -101,20 +101,23 @@ class Comparison:
     unit: str  # What one is: "target", "network" or "seed", the first of these of which there are several
     pairs: int  # Pairs of records; a unit is the mean over its own
     difference: float  # Mean over the units
-    low: float  # The ends of its t interval; infinite for a single unit
+    low: float  # The ends of the interval for new test examples; infinite for a single unit
     high: float
     better: int  # Units in which the first is better
     worse: int
     p: float  # Exact sign test on the units that differ
+    here_low: float  # The ends of the t interval over the units alone: on one target, for its own test examples
+    here_high: float
 
     def __str__(self):
         about = dict(
-            target="what to expect on other targets like these", network="other networks like these, on this target",
-            seed="other draws of the labels, on this target's own test examples",
-        )  # fmt: skip
+            target="on other targets like these", network="with other networks like these, on this target",
+            seed="with other draws of the labels, on this target",
+        )[self.unit]  # fmt: skip
+        here = f"on its own test examples {self.here_low:+.4g} to {self.here_high:+.4g}; "
         return (
-            f"{self.difference:+.4g}, interval {self.low:+.4g} to {self.high:+.4g}, from {self.n} {self.unit}s "
-            f"({self.pairs} pairs): {about[self.unit]}"
+            f"{self.difference:+.4g}, interval {self.low:+.4g} to {self.high:+.4g}: what to expect {about} "
+            f"({here * (self.low != self.here_low)}{self.n} {self.unit}s, {self.pairs} pairs)"
         )
 
 # %% ../nbs/R_tables.ipynb #12c0de64
@@ -174,6 +177,12 @@ def _units(pairs, value):
         if len(groups) > 1 or unit == "seed":
             return unit, torch.tensor([fmean(d) for d in groups.values()], dtype=torch.float64)
 
+
+def _of_the_test_set(pairs):
+    "Half the width, in standard deviations, that the choice of the test examples adds: at most, where hard is hard for both."
+    variance = lambda r: r.accuracy * (1 - r.accuracy) / r.n
+    return math.sqrt(fmean(variance(x) + variance(y) for x, y in pairs.values()))
+
 # %% ../nbs/R_tables.ipynb #43f0000b
 def compare(
     a: Iterable[Record],
@@ -181,8 +190,13 @@ def compare(
     but: Sequence[str] = ("strategy",),  # In what the two groups differ
     value: str = "accuracy",
     level: float = 0.95,
-) -> Comparison:  # Over seeds alone it speaks of these test examples: their luck is in no seed (chapter 05)
-    "Mean difference over units (targets, else networks, else seeds) with its t interval and an exact sign test."
+) -> Comparison:
+    """Mean difference over units (targets, else networks, else seeds) with its interval and an exact sign test.
+
+    The t interval over units. On one target all units share their test examples, so for new ones the variance of a
+    difference of two accuracies on them is added, at its value for independent answers, which is too wide rather than
+    too narrow. Other values than the accuracy are not means over test examples, and have the t interval alone.
+    """
     a, b = list(a), list(b)
     check_fields(but), _measured([value], [*a, *b])
     if not 0 < level < 1:
@@ -194,8 +208,11 @@ def compare(
         abs(r.value(value)) for pair in pairs.values() for r in pair
     )  # nearer is equal, but for rounding
     n, mean, signs = len(d), float(d.mean()), paired_test(d > least, d < -least)
-    half = -float(stdtrit(n - 1, (1 - level) / 2) * d.std() / math.sqrt(n)) if n > 1 else math.inf
-    return Comparison(n, unit, len(pairs), mean, mean - half, mean + half, signs.b, signs.c, signs.p)
+    here = -float(stdtrit(n - 1, (1 - level) / 2) * d.std() / math.sqrt(n)) if n > 1 else math.inf
+    shared = value == "accuracy" and unit != "target"
+    new = math.hypot(here, float(ndtri((1 - level) / 2)) * _of_the_test_set(pairs)) if shared else here
+    ends = dict(low=mean - new, high=mean + new, here_low=mean - here, here_high=mean + here)
+    return Comparison(n, unit, len(pairs), mean, better=signs.b, worse=signs.c, p=signs.p, **ends)
 
 # %% ../nbs/R_tables.ipynb #12c0de62
 FORMATS = ("tsv", "json", "markdown", "list")
