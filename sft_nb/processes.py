@@ -126,7 +126,7 @@ def gather(
     counts = total(counts).tolist()
     whole = part.new_zeros(sum(counts), *part.shape[1:])
     whole[sum(counts[:rank]) : sum(counts[: rank + 1])] = part
-    return total(whole)  # zeros of the others change no bit
+    return total(whole)  # adding the others' zeros changes no number
 
 # %% ../nbs/I_processes.ipynb #d0172a05
 @contextmanager
