@@ -56,7 +56,7 @@ _WEIGHTS = files("sft_nb") / "weights"
 def read_weights(
     name: str,  # One of `POCKET`
 ) -> dict[str, Tensor]:  # Parameters and buffers by name
-    "One of the package's own theta_pre; stored in half precision, which costs nothing. The hash is checked every time."
+    "One of the package's own theta_pre; stored in half precision. The hash is checked every time."
     labels, _, digest = POCKET[name]
     path = _WEIGHTS / f"pocket-{labels}.safetensors"
     if not path.exists():
