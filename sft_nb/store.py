@@ -62,7 +62,7 @@ def _sync_folder(folder):
 def replacing(
     path: Path | str,  # What the file will be called
 ) -> Iterator[BinaryIO]:
-    "Write beside `path`, then rename: whoever looks sees the old file or the whole new one, never a part."
+    "Write beside `path`, then rename: a reader sees the old file or the whole new one, never a part."
     path = as_path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -222,9 +222,9 @@ def append_line(
     path, line = as_path(path), _as_json(row) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as f:  # unbuffered: one write, which lands behind everybody else's
+        with open(path, "a+b", buffering=0) as f:  # unbuffered: one write, which lands behind those of others
             if f.tell() and f.seek(-1, os.SEEK_END) >= 0 and f.read(1) != b"\n":
-                line = b"\n" + line  # somebody was killed in the middle of a line
+                line = b"\n" + line  # a process was killed in the middle of a line
             if f.write(line) != len(line):
                 raise OSError("the disk took only a part of the line")
             os.fsync(f.fileno())
