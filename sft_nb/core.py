@@ -65,7 +65,7 @@ def default_device() -> torch.device:  # The GPU where there is one, else the CP
 # %% ../nbs/A_core.ipynb #d8f4065d
 def precision(
     device: torch.device | str,  # Where the computation runs
-    dtype: torch.dtype = torch.float32,  # float32 is exact; bfloat16 and float16 are faster where the hardware has them
+    dtype: torch.dtype = torch.float32,  # bfloat16 and float16 keep fewer digits, and are faster where the hardware has them
 ) -> AbstractContextManager:
     "An autocast context of the given dtype; float32 leaves everything as it is."
     return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)

@@ -41,7 +41,7 @@ class _Part(nn.Module):
         with my_rng(seeds):  # dropout's, for this process's rows
             part = self.pick(self.model(xb[rows]))
         if not isinstance(part, Tensor):
-            return part  # no logits, and whoever asked will say so
+            return part  # no logits: the caller will say so
         whole = part.new_zeros(len(xb), *part.shape[1:]).index_put((torch.arange(len(xb))[rows],), part)
         return _Sum.apply(whole)
 

@@ -10,7 +10,6 @@ __all__ = ['as_path', 'StoreError', 'replacing', 'check_writable', 'Rows', 'save
 import errno
 import hashlib
 import json
-import math
 import os
 import secrets
 import warnings
@@ -63,7 +62,7 @@ def _sync_folder(folder):
 def replacing(
     path: Path | str,  # What the file will be called
 ) -> Iterator[BinaryIO]:
-    "Write beside `path`, then rename: whoever looks sees the old file or the whole new one, never a part."
+    "Write beside `path`, then rename: a reader sees the old file or the whole new one, never a part."
     path = as_path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -92,12 +91,10 @@ def check_writable(
     "Raise StoreError where a file could not be written or grow: before the work, not after it. Its folder is made."
     path = as_path(path)
     try:
-        if path.exists():
-            open(path, "ab").close()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-            open(probe, "xb").close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path if path.exists() else path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        open(probe, "ab").close()
+        if probe != path:
             _forget(probe)
     except OSError as e:
         raise _refused(path, e) from e
@@ -106,8 +103,7 @@ def check_writable(
 _START = b'{"__metadata__":{"sha256":"'  # how the header of every file begins; the hash follows
 _AT = 8 + len(_START)  # where the hash begins in the file
 _ZEROS = b"0" * 64  # what is hashed in its place
-# safetensors' names of torch's types
-_NAMES = {
+_NAMES = {  # safetensors' names of torch's types
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
@@ -121,28 +117,23 @@ class Rows:
     shape: tuple[int, ...]  # Of the whole
     dtype: torch.dtype
 
-# %% ../nbs/D_store.ipynb #1693f2cc
-def _check_names(tensors, meta):
-    "Refuse before writing what could not be read back."
-    for k, v in meta.items():
-        if not isinstance(k, str) or not isinstance(v, str) or k == "sha256":
-            raise ValueError(f"metadata {k!r}: {v!r} cannot be kept: give text, under any name but sha256")
-    for name, t in tensors.items():
-        if not isinstance(name, str) or name == "__metadata__":
-            raise ValueError(f"{name!r} cannot name a tensor: give text other than __metadata__")
-        if t.dtype not in _NAMES:
-            known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
-            raise ValueError(f"{name!r} is {t.dtype}: convert it to one of {known}")
-
 # %% ../nbs/D_store.ipynb #5ded5542
 def _size(t):
     return t.dtype.itemsize * torch.Size(t.shape).numel()
 
 
 def _header(tensors, meta):
-    "safetensors' header: eight bytes of length, then JSON padded to a multiple of eight."
+    "safetensors' header: eight bytes of length, then JSON padded to a multiple of eight; only what can be read back."
+    for k, v in meta.items():
+        if not isinstance(k, str) or not isinstance(v, str) or k == "sha256":
+            raise ValueError(f"metadata {k!r}: {v!r} cannot be kept: give text, under any name but sha256")
     head, at = {"__metadata__": {"sha256": _ZEROS.decode(), **meta}}, 0
     for name, t in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise ValueError(f"{name!r} cannot name a tensor: give text other than __metadata__")
+        if t.dtype not in _NAMES:
+            known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
+            raise ValueError(f"{name!r} is {t.dtype}: convert it to one of {known}")
         head[name] = dict(dtype=_NAMES[t.dtype], shape=list(t.shape), data_offsets=[at, at + _size(t)])
         at += _size(t)
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
@@ -159,9 +150,7 @@ def _blocks(name, t):
     left = _size(t)
     for piece in t.pieces if isinstance(t, Rows) else [t]:
         if piece.dtype != t.dtype or piece.shape[1:] != tuple(t.shape[1:]):
-            raise ValueError(
-                f"a piece of {name!r} is {piece.dtype} {list(piece.shape)}: no part of {t.dtype} {list(t.shape)}"
-            )
+            raise ValueError(f"{name!r}: {piece.dtype} {list(piece.shape)} is no part of {t.dtype} {list(t.shape)}")
         left -= _size(piece)
         yield _bytes(piece)
     if left:
@@ -174,7 +163,6 @@ def save(
     meta: Mapping[str, str] | None = None,  # Written into the file's header
 ) -> Path:
     "A safetensors file that carries the SHA-256 of itself, written whole or not at all."
-    _check_names(tensors, meta or {})
     header = _header(tensors, meta or {})
     with replacing(path) as f:
         h = hashlib.sha256(header)
@@ -234,9 +222,9 @@ def append_line(
     path, line = as_path(path), _as_json(row) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as f:  # unbuffered: one write, which lands behind everybody else's
+        with open(path, "a+b", buffering=0) as f:  # unbuffered: one write, which lands behind those of others
             if f.tell() and f.seek(-1, os.SEEK_END) >= 0 and f.read(1) != b"\n":
-                line = b"\n" + line  # somebody was killed in the middle of a line
+                line = b"\n" + line  # a process was killed in the middle of a line
             if f.write(line) != len(line):
                 raise OSError("the disk took only a part of the line")
             os.fsync(f.fileno())
@@ -244,22 +232,11 @@ def append_line(
         raise _refused(path, e) from e
 
 # %% ../nbs/D_store.ipynb #25e0000a
-def _finite(text):
-    "A number of a file: JSON has no nan and no infinity, and what is too large for a float would become one."
-    if not math.isfinite(x := float(text)):
-        raise ValueError(f"{text} is no finite number")
-    return x
-
-
-def _whole(text):
-    _finite(text)
-    return int(text)
-
-
 def _row(line):
-    "The row in a line; None where it holds none."
+    "The row in a line; None where it holds none, or a number that no float can hold."
     try:
-        row = json.loads(line, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+        json.dumps(json.loads(line, parse_int=float), allow_nan=False)  # raises at nan and infinity
+        row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
@@ -330,10 +307,8 @@ def save_checkpoint(
     tree = json.dumps(_pack(dict(state), "state", tensors))
     path = save(as_path(folder) / f"{n:09d}.safetensors", tensors, dict(kind="checkpoint", tree=tree))
     load(path)  # raises if the disk returns something else
-    for old in _kept(folder)[2:]:
+    for old in [*_kept(folder)[2:], *path.parent.glob(".*.part")]:  # a part: of a process killed while it wrote
         _forget(old)
-    for part in path.parent.glob(".*.part"):  # of a process that was killed while it wrote
-        _forget(part)
     return path
 
 # %% ../nbs/D_store.ipynb #25c0a005
@@ -342,10 +317,7 @@ def _state_in(path):
     try:
         if meta.get("kind") != "checkpoint":
             raise ValueError("it was not written by save_checkpoint")
-        state = _unpack(json.loads(meta["tree"]), tensors)
-        if not isinstance(state, dict):
-            raise ValueError(f"a {type(state).__name__} is no state")
-        return state
+        return {**_unpack(json.loads(meta["tree"]), tensors)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise StoreError(f"{path} is whole, but holds no checkpoint ({e}): delete it") from e
 
@@ -362,9 +334,7 @@ def load_checkpoint(
         except StoreError as e:
             warnings.warn(str(e), stacklevel=2)
     if found:
-        raise StoreError(
-            f"{folder} holds {len(found)} checkpoints and none of them is whole: delete it and start again"
-        )
+        raise StoreError(f"{folder} holds {len(found)} checkpoints, none of them is whole: delete it and begin anew")
     return None
 
 # %% ../nbs/D_store.ipynb #cfd74b5e
@@ -373,8 +343,7 @@ def digest(
 ) -> str:  # Hexadecimal SHA-256
     "The identity of named tensors: names, types, shapes and every byte, in the order of the names."
     h = hashlib.sha256()
-    for name in sorted(tensors):
-        t = tensors[name]
+    for name, t in sorted(tensors.items()):
         h.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
         h.update(_bytes(t))
     return h.hexdigest()

@@ -21,7 +21,7 @@ FOUR = ("networks", "network", "tasks", "task")  # The functions of a world
 
 @lru_cache(maxsize=1)
 def _files():
-    "The worlds that are files in `sources/`, imported when somebody asks for the first time."
+    "The worlds that are files in `sources/`, imported at the first question."
     home = "sft_nb.sources"
     names = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(home).__path__))
     return {name: importlib.import_module(f"{home}.{name}") for name in names}
