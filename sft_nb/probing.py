@@ -133,15 +133,18 @@ def cross_validate(
     feats: Features,  # This process's rows
     num_classes: int,
     l2s: Sequence[float],
-    folds: int = 5,  # From 2 to N
-    seed: int = 0,  # Of the folds
+    folds: int = 5,  # From 2 to N; beyond the labels of a class, a head sees fewer of the class that it is asked for
+    seed: int = 0,  # Which example is left out in which fold
 ) -> Tensor:  # float64 [len(l2s), folds]: accuracies on the fold that was left out
-    "Accuracy of every l2 on each fold, by heads that never saw it."
+    "Accuracy of every l2 on each fold, by heads that never saw it; the folds hold equal parts of every class."
     l2s, n = _strengths(l2s), _count(feats)
     if folds not in range(2, n + 1):
         raise ValueError(f"{n} examples can be left out in 2 to {n} folds; got {folds}")
     before = int(gather(torch.tensor([len(feats)]))[: rank_and_size()[0]].sum())  # rows of lower ranks
-    fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(feats.y.device) % folds
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(feats.y.device)
+    order = order[gather(feats.y)[order].argsort(stable=True)]  # class by class, in each at random
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(n, device=order.device) % folds
     fold = fold[before : before + len(feats)]
     paths = [(feats[fold == k], l2_path(feats[fold != k], num_classes, l2s)) for k in range(folds)]
     return torch.tensor([[_accuracy(path[i], held) for held, path in paths] for i in range(len(l2s))]).double()

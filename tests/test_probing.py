@@ -224,6 +224,15 @@ def test_cross_validation_leaves_each_fold_out():
     assert cross_validate(noise, 3, [1e-1], folds=4).mean() < 0.5 < scores.mean()
 
 
+def test_folds_hold_equal_parts_of_every_class():
+    "Features that say nothing: a head then answers its most frequent class, which a cut at random makes the wrong one."
+    y = torch.arange(3).repeat(4)
+    silent = Features(torch.zeros(12, 2), y)
+    for seed in range(5):
+        assert (cross_validate(silent, 3, [0.1], folds=4, seed=seed) == 1 / 3).all()
+    assert cross_validate(silent, 3, [0.1], folds=12).sum() == 0  # one left out is the rarest of the rest
+
+
 def test_ridge_worked_numbers():
     (r,) = ridge_head(TOY, 3, [0.1])  # N l2 = 1.2
     W = [
