@@ -119,7 +119,7 @@ def _rest(m):
 
 
 def _derived(m, args):
-    "Before a forward pass of what is frozen: eval mode, whoever called train() in between."
+    "Before a forward pass of what is frozen: eval mode, whatever called train() in between."
     if m.training and not _learns(m):
         _rest(m)
 
@@ -150,7 +150,7 @@ def follow_grad(
     module: nn.Module,  # The module whose mode is derived anew
     mode: bool = True,  # False: eval mode everywhere
 ) -> nn.Module:  # The same module
-    "Train mode where some parameter still learns, eval mode where none does, whoever calls train() on a part of it later."
+    "Train mode where some parameter still learns, eval mode where none does, whatever calls train() on a part of it later."
     return _hold(nn.Module.train(module, mode))  # the parts may have a train() of their own, which is respected
 
 # %% ../nbs/02_freezing.ipynb #a97de033
