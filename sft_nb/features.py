@@ -210,7 +210,7 @@ def extract(
     dtype: torch.dtype = torch.float32,  # Of a network: bfloat16 where the hardware is fast in it and the check allows it
     layer: str = "",  # Of a network, a layer's name: its output instead of the last; the last one where it runs several times
 ) -> Features:  # float32 [N, D], where the backbone is; of several processes in each the rows of its own batches
-    """phi(x) of every example in eval mode: BatchNorm folded, the fastest layout that is proved equal on the first batch.
+    """phi(x) of every example in eval mode, BatchNorm folded, in the fastest layout that agrees with the plain one on 16 examples.
 
     What is not [N, D] is averaged: [N, T, D] over tokens (a class token is one of them), [N, C, H, W] over space, and so
     is [N, H, W, C], told by its second and third dimension, equal to each other and not to the last. A function that is

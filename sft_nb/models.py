@@ -181,7 +181,7 @@ def load_pretrained(
 
 # %% ../nbs/03_models.ipynb #9aeb359f
 class TransferModel(nn.Module):
-    "A backbone and a head whose mode follows what is frozen, whoever calls `train()` on it or a part of it later."
+    "A backbone and a head whose mode follows what is frozen, whatever calls `train()` on it or a part of it later."
 
     def __init__(
         self,
