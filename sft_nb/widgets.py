@@ -84,14 +84,8 @@ def _on(ax, points, title, end, line, label, top):
     ax.plot(*zip(*points, strict=True) if points else ([], []), color=COLOURS["blue"], linestyle="-")
     if line is not None:
         ax.plot([0, end], [line, line], color=COLOURS["vermilion"], linestyle="--")
-        ax.annotate(
-            plain(label),
-            (end, line),
-            ha="right",
-            va="bottom",
-            color=COLOURS["vermilion"],
-            bbox=dict(fc="white", alpha=0.7, lw=0, pad=1),
-        )
+        right = dict(xy=(1, 1), xycoords="axes fraction", ha="right", va="top")  # a loss has left that corner free
+        ax.annotate(f"- - {plain(label)}", color=COLOURS["vermilion"], **right)
     ax.set(title=plain(title), xlabel="step", xlim=(0, max(1, end)), ylim=(min(0, ax.get_ylim()[0]), top))
 
 
