@@ -12,21 +12,21 @@ from collections import Counter
 from dataclasses import replace
 from html import escape
 
+from .controls import Controls, as_code, misfits
 from .core import sentence
 from .evaluation import interval
 from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
 from .sweeps import forecast
-from .widgets import Controls, View, as_code, gallery, html_table, misfits, shown, still_picture, svg_curve
+from .widgets import View, gallery, html_table, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
 def _curves(session, title=""):
     "Loss and validation accuracy of a session, a curve each."
     end = max(session.total, 1)
-    best = session.best
     loss = svg_curve(
         [(i, s.loss) for i, s in enumerate(session.steps)], f"{title}loss of a batch", end,
-        None if best is None else best.loss, "F*: best head on frozen features",
+        session.level, "cross-entropy of the solved head",
     )  # fmt: skip
     examples = session.setting.pre.called if session.setting else "examples"
     return loss, svg_curve(session.valid, f"accuracy on validation {examples}", end, top=1.0)

@@ -28,6 +28,33 @@ from .records import Config, Record
 from .starts import Solve, Solved
 from .strategies import run_phases
 
+# %% ../nbs/G_sessions.ipynb #16c0de24
+class _State:
+    "Where a worker stands."
+
+    def __init__(self, job):
+        self._job, self._ended, self._go, self._halt = job, None, threading.Event(), threading.Event()
+        self.done, self.error, self.exception = False, "", None  # How it ended
+        self.doing, self.note, self.seconds = "", "", 0.0  # What it is at, why it was stopped, how long it has worked
+
+    @property
+    def state(self) -> str:
+        "ready, running, paused, stopped, finished or failed."
+        if self.error or self.done:
+            return "failed" if self.error else "finished"
+        if self._ended is None or self._ended.is_set():
+            return "ready" if self._ended is None else "stopped"
+        return "running" if self._go.is_set() else "paused"
+
+    def wait(self) -> None:
+        "Until it is finished, stopped or failed. Ctrl-C stops it, between two pieces."
+        try:
+            while self._ended is not None and not self._ended.wait(0.1):
+                pass  # in short waits, for Windows lets nobody interrupt a long one
+        except KeyboardInterrupt:
+            self.stop("stopped from the keyboard", patience=60)
+            raise
+
 # %% ../nbs/G_sessions.ipynb #16c0de22
 _LOCK, _BUSY = threading.RLock(), []  # the one worker of this kernel that is under way, or none
 REFUSALS = dict(  # state of a worker -> why it cannot do what was asked
@@ -95,33 +122,6 @@ def _launch(worker, *states):
         worker.note = ""
         worker._go.set()
         return "under way"
-
-# %% ../nbs/G_sessions.ipynb #16c0de24
-class _State:
-    "Where a worker stands."
-
-    def __init__(self, job):
-        self._job, self._ended, self._go, self._halt = job, None, threading.Event(), threading.Event()
-        self.done, self.error, self.exception = False, "", None  # How it ended
-        self.doing, self.note, self.seconds = "", "", 0.0  # What it is at, why it was stopped, how long it has worked
-
-    @property
-    def state(self) -> str:
-        "ready, running, paused, stopped, finished or failed."
-        if self.error or self.done:
-            return "failed" if self.error else "finished"
-        if self._ended is None or self._ended.is_set():
-            return "ready" if self._ended is None else "stopped"
-        return "running" if self._go.is_set() else "paused"
-
-    def wait(self) -> None:
-        "Until it is finished, stopped or failed. Ctrl-C stops it, between two pieces."
-        try:
-            while self._ended is not None and not self._ended.wait(0.1):
-                pass  # in short waits, for Windows lets nobody interrupt a long one
-        except KeyboardInterrupt:
-            self.stop("stopped from the keyboard", patience=60)
-            raise
 
 # %% ../nbs/G_sessions.ipynb #16c0de2a
 class Worker(_State):
@@ -227,6 +227,33 @@ def _whole(f):
         except _Halted:
             yield
 
+# %% ../nbs/G_sessions.ipynb #16c0de2d
+def _work(session):
+    "All that a session does, piece by piece: between two pieces it can be paused, and it goes on where it was."
+    session.doing = "loading"
+    s = session.setting = prepare(session.config)
+    with session._random:
+        fit = session.fit = candidate(s)
+    session.total = sum(p.epochs for p in fit.phases) * len(s.training())
+    session.theta_pre = snapshot(fit.model)
+    yield
+    session.doing = "solving the head on frozen features"
+    phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
+    s.known[id(s.few)] = s.few, (yield from _whole(phi))
+    session.best = solve_head(s.features(s.few), len(s.task.classes), session.config.l2s[0])
+    if isinstance(fit.phases[0].start, Solve):  # this very head
+        fit = session.fit = fit.given(session.best)
+    yield from _look(session)
+    session.doing = "training"
+    yield from _train(session)
+    yield from _look(session)
+    session.doing = "evaluating on the test set"
+    yield
+    cost = measure(record, s, session.fit, {fit.name: session.valid[-1][1]})
+    fit.model.eval()
+    price = replace(cost.result.price, seconds=round(session.seconds + cost.seconds, 3))
+    session.record = replace(cost.result, price=price)
+
 # %% ../nbs/G_sessions.ipynb #16c0de3f
 def _look(session):
     "Accuracy on the validation examples, and what has moved. The model stays as it is."
@@ -258,33 +285,6 @@ def _train(session):
             yield from _look(session)
         yield
 
-# %% ../nbs/G_sessions.ipynb #16c0de2d
-def _work(session):
-    "All that a session does, piece by piece: between two pieces it can be paused, and it goes on where it was."
-    session.doing = "loading"
-    s = session.setting = prepare(session.config)
-    with session._random:
-        fit = session.fit = candidate(s)
-    session.total = sum(p.epochs for p in fit.phases) * len(s.training())
-    session.theta_pre = snapshot(fit.model)
-    yield
-    session.doing = "solving the head on frozen features"
-    phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
-    s.known[id(s.few)] = s.few, (yield from _whole(phi))
-    session.best = solve_head(s.features(s.few), len(s.task.classes), session.config.l2s[0])
-    if isinstance(fit.phases[0].start, Solve):  # this very head
-        fit = session.fit = fit.given(session.best)
-    yield from _look(session)
-    session.doing = "training"
-    yield from _train(session)
-    yield from _look(session)
-    session.doing = "evaluating on the test set"
-    yield
-    cost = measure(record, s, session.fit, {fit.name: session.valid[-1][1]})
-    fit.model.eval()
-    price = replace(cost.result.price, seconds=round(session.seconds + cost.seconds, 3))
-    session.record = replace(cost.result, price=price)
-
 # %% ../nbs/G_sessions.ipynb #16c0de2e
 class Session(Worker):
     "An experiment that trains step by step in a thread of its own, and says where it stands in plain data."
@@ -305,6 +305,12 @@ class Session(Worker):
         self.solved = None  # What the strategy's own solved head came to, with its certificate: a `Solved`
         self.logits = None  # Of the validation examples, at the last look
         self.record, self._random = None, RandomStream()
+
+    @property
+    def level(self) -> float | None:
+        "Mean cross-entropy of `best` on the labelled examples as they are: F* without its penalty; None before it is solved."
+        p = self.best
+        return None if p is None else p.loss - p.l2 / 2 * p.W.square().sum().item()
 
     @property
     def progress(self) -> tuple[float, float | None]:

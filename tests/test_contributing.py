@@ -8,13 +8,14 @@ import torch
 
 from sft_nb import experiments, strategies
 from sft_nb.cli import main
+from sft_nb.controls import controls
 from sft_nb.evaluation import predict
 from sft_nb.records import Config, read_records
 from sft_nb.store import StoreError, load, save
 from sft_nb.strategies import Phase
 from sft_nb.sweeps import sweep
 from sft_nb.tables import table
-from sft_nb.widgets import controls, play
+from sft_nb.widgets import play
 
 QUICK = dict(shots=2, epochs=1, lrs=(0.003,), l2s=(0.1,))
 

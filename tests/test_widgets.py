@@ -29,6 +29,7 @@ from torch import nn
 
 from sft_nb import cli, dashboard, experiments, pictures, sessions, widgets
 from sft_nb.albums import unpack_pictures
+from sft_nb.controls import as_code, as_command, controls, misfits
 from sft_nb.dashboard import Panel
 from sft_nb.data import Loader, load_split
 from sft_nb.deltas import save_delta
@@ -45,7 +46,7 @@ from sft_nb.sources.vision import read_picture
 from sft_nb.store import digest
 from sft_nb.strategies import STRATEGIES
 from sft_nb.training import Step
-from sft_nb.widgets import as_code, as_command, controls, gallery, html_table, misfits, play, svg_curve
+from sft_nb.widgets import gallery, html_table, play, svg_curve
 
 QUICK = dict(shots=4, epochs=6)  # twelve steps
 
@@ -288,6 +289,7 @@ def test_f_star_is_scikit_learns():
     z = torch.from_numpy(lr.decision_function(x))
     loss = nn.functional.cross_entropy(z, f.y) + 0.025 * float((lr.coef_**2).sum())
     assert abs(float(loss) - s.best.loss) < 1e-6 and s.best.gap <= 1e-8
+    assert abs(float(nn.functional.cross_entropy(z, f.y)) - s.level) < 1e-4  # what the panel draws: without the penalty
 
 
 @pytest.mark.parametrize("name", ["linear_probing", "lp_ft"])
@@ -296,6 +298,7 @@ def test_the_certificate_of_a_solved_head_is_kept_and_shown(name):
     panel = Panel(s)
     record = s.run()
     probe = s.solved.probe
+    assert probe is s.best  # solved once
     assert s.solved.phase == "probe" and probe.gap <= 1e-8 and all(isinstance(step, Step) for step in s.steps)
     assert len(s.steps) == s.total == record.price.steps and (len(s.steps) > 0) == (name == "lp_ft")
     panel.refresh()
@@ -532,7 +535,7 @@ def test_a_panel_from_start_to_record_by_its_buttons():
     panel.session.wait()
     until(lambda: "finished" in part("state"))
     for words, name in (
-        ("F*: best head", "curves"),
+        ("cross-entropy of the solved head", "curves"),
         ("takes it for", "samples"),
         ("layer4", "blocks"),
         ("full", "runs"),
@@ -873,7 +876,7 @@ warnings.simplefilter("ignore")
 sys.modules["ipywidgets"] = sys.modules["IPython"] = None
 from sft_nb.records import Config
 from sft_nb.sessions import Session
-from sft_nb.widgets import as_code, misfits
+from sft_nb.controls import as_code, misfits
 print(Session(Config(strategy="full", shots=2, epochs=1)).run().n, misfits(Config()), as_code(Config(shots=3)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sft_nb import cli, widgets, zoo
+from sft_nb import cli, controls, zoo
 from sft_nb.core import set_seed
 from sft_nb.data import Examples, Images, Loader, Split, few_shot, load_split
 from sft_nb.evaluation import accuracy
@@ -69,7 +69,7 @@ def words(monkeypatch):
     monkeypatch.setattr(zoo, "_OWN", {})
     zoo.register(WORDS, "words")
     yield
-    for remembered in (widgets._drawn, widgets._bare, widgets._fewest):
+    for remembered in (controls._drawn, controls._bare, controls._fewest):
         remembered.cache_clear()
 
 
@@ -102,7 +102,7 @@ def test_features_and_the_certified_head_need_no_picture():
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_runs_or_says_why_not(name):
     c = config(strategy=name)
-    if bad := widgets.misfits(c):
+    if bad := controls.misfits(c):
         assert name == "bn_only" or name.startswith("surgical_layer"), bad  # of BatchNorm, of a ResNet's blocks
         with pytest.raises(ValueError) as e:
             run(c)
@@ -131,7 +131,7 @@ def test_sweep_table_and_the_command_line(tmp_path, capsys):
 
 
 def test_the_controls_offer_it_and_say_what_does_not_fit():
-    c = widgets.controls(config())
+    c = controls.controls(config())
     assert c.problems == {} and "reader" in c.parts["pretrained"].options and "mail" in c.parts["task"].options
     c.parts["task"].value = "near"
     assert "reader reads examples" in c.problems["task"] and "torch.uint8 [3, 32, 32]" in c.problems["task"]
@@ -185,7 +185,7 @@ def test_what_fits_is_said_without_weights_where_the_world_can(monkeypatch):
     for world in (pocket, vision):  # no file may be read
         monkeypatch.setattr(world, "read_weights", None)
     for name in ("pocket", "resnet18"):
-        assert widgets.misfits(Config(pretrained=name)) == {}
+        assert controls.misfits(Config(pretrained=name)) == {}
         assert zoo.network(name, weights=False).example.shape == (3, *[32 if name == "pocket" else 224] * 2)
     with pytest.raises(ValueError, match="unknown model 'poket'; did you mean 'pocket'"):
         zoo.network("poket", weights=False)
