@@ -22,7 +22,7 @@ LBFGS, TIGHT, OURS = (
     "scikit-learn lbfgs, tol 1e-8, 1,000 iterations",
     "ours, gap 1e-08",
 )
-ARTICLE = "The article's 10 epochs, ResNet-50, {} px; features once and certified head, {}"
+ARTICLE = "The usual program's 10 epochs, ResNet-50, {} px; features once and certified head, {}"
 HEADS = {
     "Head, 50,000 x 2,048": "50,000 x 2,048",
     "Head, nearly separable, 50,000 x 2,048": "far apart, 50,000 x 2,048",

@@ -1,4 +1,4 @@
-"""What a GPU makes of it: ResNet-50's features, the article's program against ours, and the certified head.
+"""What a GPU makes of it: ResNet-50's features, the usual program against ours, and the certified head.
 
 Features: CIFAR-10's size of pictures, whole on the device as uint8, resized and normalised there, at 224 and at 32 px. Ways:
 torchvision's network as it comes; `extract` in float32 and in bfloat16; BatchNorm folded, channels last, bfloat16, with the

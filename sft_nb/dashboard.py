@@ -125,10 +125,10 @@ class _Board:
 def _fill(board, session, said, records):
     "Show how things are; rows and tables after a look, and at most once a second, for they are large."
     state, where, board.bar.value = _standing(session) if session else ("ready", "", 0.0)
-    texts = dict(said=_live(said), state=_live(state, "b"), where=_live(where))
+    texts = {} if session is None else dict(what=f"<code>{escape(as_code(session.config))}</code>")  # before its state
+    texts |= dict(said=_live(said), state=_live(state, "b"), where=_live(where))
     texts["runs"] = html_table([_run_row(r) for r in records])
     if session is not None:
-        texts["what"] = f"<code>{escape(as_code(session.config))}</code>"
         texts["curves"] = f'<div style="display: flex; flex-wrap: wrap">{"".join(_curves(session))}</div>'
         look, now = (id(session), session.valid[-1:], session.state), time.monotonic()
         if session.valid and board.look != look and (now > board.due or session.state != "running"):

@@ -43,7 +43,7 @@ def bn_only(
     params = [p for m in body.modules() if isinstance(m, kinds) for p in m.parameters()]
     if not params:
         raise ValueError(
-            f"{type(body).__name__} has no BatchNorm with a weight and a bias, so bn_only would train nothing: try bitfit"
+            f"{type(body).__name__} has no BatchNorm with a weight and a bias: bitfit trains its biases, full trains everything"
         )
     return _learn_only(model, params)
 

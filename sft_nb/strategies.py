@@ -36,9 +36,7 @@ from .training import Step, steps
 class Phase:
     "What learns for some epochs, and how. A strategy is a tuple of these."
 
-    train: tuple[
-        str, ...
-    ]  # Shell patterns of parameter names, or "norm", "bias" (by type, with the head), "last" (block)
+    train: tuple[str, ...]  # Shell patterns of parameter names; or by type "norm", "bias" (with the head), "last" block
     epochs: int  # 0: only what `start` does
     lr: float  # The head's largest learning rate
     backbone_lr: float | None = None  # The backbone's, before `decay`; None: lr

@@ -103,7 +103,9 @@ def test_features_and_the_certified_head_need_no_picture():
 def test_every_strategy_runs_or_says_why_not(name):
     c = config(strategy=name)
     if bad := controls.misfits(c):
-        assert name == "bn_only" or name.startswith("surgical_layer"), bad  # of BatchNorm, of a ResNet's blocks
+        assert name in ("bn_only", "frozen_bn") or name.startswith("surgical_layer"), (
+            bad
+        )  # of BatchNorm, of a ResNet's blocks
         with pytest.raises(ValueError) as e:
             run(c)
         assert bad == dict(strategy=str(e.value))
