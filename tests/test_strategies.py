@@ -701,7 +701,12 @@ def tiny(name):
     return model
 
 
-MISFITS = dict(bn_only="has no BatchNorm", from_scratch="cannot be drawn anew", surgical="unknown parameter pattern")
+MISFITS = dict(
+    bn_only="has no BatchNorm",
+    frozen_bn="has no BatchNorm",
+    from_scratch="cannot be drawn anew",
+    surgical="unknown parameter pattern",
+)
 
 
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
