@@ -24,9 +24,10 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.transforms.functional import to_tensor
 
 from sft_nb.data import Images, Loader
-from sft_nb.features import extract, relative_error
+from sft_nb.features import extract
 from sft_nb.models import normalise
 from sft_nb.probing import solve_head
+from sft_nb.ways import relative_error
 
 NORMALISE = normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -131,7 +132,9 @@ if __name__ == "__main__":
         few, net = NORMALISE(train.x[:16].to(args.device)), network(train).eval().to(args.device)
         net.fc = nn.Identity()
         half = copy.deepcopy(net).bfloat16()(few.bfloat16())
-        config["bf16_error"] = relative_error(half, net(few))  # above 0.03 the bfloat16 row is computed in float32
+        config["bf16_error"] = relative_error(
+            half, net(few)
+        )  # what of it a head notices decides whether the bfloat16 row is one
     record = paired("article", config, subjects, 1 if args.quick else args.repeats, args.device)
     show(
         record,

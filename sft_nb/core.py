@@ -134,10 +134,11 @@ def sentence(
 # %% ../nbs/A_core.ipynb #e5a10005
 def copied(
     module: nn.Module,
+    *shared: torch.Tensor,  # What is not copied: the module's and the copy's
 ) -> nn.Module:
-    "A copy that shares nothing with the module; ValueError where a tensor in it cannot be copied."
+    "A copy that shares nothing else with the module; ValueError where a tensor in it cannot be copied."
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, {id(t): t for t in shared})
     except RuntimeError as e:
         stuck = [
             f"{n}.{k}".lstrip(".")

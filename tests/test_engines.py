@@ -1,0 +1,258 @@
+"The fastest way that is right: chosen by measuring, remembered, and never much slower than a loop by hand."
+
+import json
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from sft_nb import engines
+from sft_nb.engines import SPARE, Engine
+from sft_nb.features import extract
+from sft_nb.models import architecture
+from sft_nb.ways import EXACT, WAYS, Phi, Way, relative_error
+
+
+@pytest.fixture(autouse=True)
+def forgetful(tmp_path, monkeypatch):
+    "Nothing is known, and what is remembered lies in a folder of the test's."
+    monkeypatch.setenv("SFT_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr(engines, "_KNOWN", {})
+    return tmp_path / "engines.json"
+
+
+class Clock:
+    "A clock that only moves when a network works: `a` seconds a row, and a batch of them in one call."
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    c = Clock()
+    monkeypatch.setattr(engines, "_clock", lambda xb: c)
+    return c
+
+
+def costing(clock, seconds, change=0.0):
+    "Rows that are the inputs' sums, at a price."
+
+    def run(xb):
+        clock.now += seconds * len(xb)
+        return xb.flatten(1).sum(1, keepdim=True) + change
+
+    return run
+
+
+class Slow(nn.Module):
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.run = costing(clock, seconds)
+
+    def forward(self, xb):
+        return self.run(xb)
+
+
+def ways(monkeypatch, clock, **told):
+    "A table of made ways: name -> seconds to prepare, seconds a row, what it adds to every row."
+
+    def way(ready, each, change):
+        def build(phi, xb, dtype):
+            clock.now += ready
+            return costing(clock, each, change)
+
+        return Way(build, lambda xb, dtype: True, (ready, 0.0))
+
+    monkeypatch.setattr(engines, "WAYS", {n: way(*t) for n, t in told.items()})
+
+
+def run(engine, n, size=16):
+    x = torch.arange(float(n))[:, None] + 1
+    return torch.cat([*engine(x.split(size))]), x
+
+
+def test_the_fastest_that_is_right_is_taken_and_every_row_is_there(clock, monkeypatch):
+    ways(
+        monkeypatch,
+        clock,
+        wrong=(0.1, 0.0001, 1.0),
+        good=(0.1, 0.005, 0.0),
+        slow=(0.1, 0.02, 0.0),
+        best=(0.2, 0.002, 0.0),
+    )
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 4000)
+    rows, x = run(engine, 4000)
+    assert torch.equal(rows, x) and engine.name == "best" and str(engine) == "best, 5.00 times as fast as eager here"
+    assert set(engine.failed) == {"wrong"} and "off" in engine.failed["wrong"]
+
+
+@pytest.mark.parametrize("n", [16, 40, 100, 1000, 10_000])
+@pytest.mark.parametrize("ready", [0.001, 0.05, 0.5, 5.0])
+@pytest.mark.parametrize("each", [0.002, 0.009, 0.01, 0.03])
+def test_the_search_never_costs_more_than_it_may(clock, monkeypatch, n, ready, each):
+    "Whatever the ways turn out to be, as long as their preparation costs what the table says."
+    ways(
+        monkeypatch,
+        clock,
+        a=(ready, each, 1.0),
+        b=(ready, each, 0.0),
+        c=(2 * ready, each / 2, 0.0),
+        d=(ready, 3 * each, 0.0),
+    )
+    rows, x = run(Engine(Phi(Slow(clock, 0.01), lambda z, n: z), n), n)
+    assert torch.equal(rows, x)
+    pieces = 4 * 2 * 16 * max(0.0, 3 * each - 0.01)  # slower ones are timed on two pieces each
+    assert clock.now <= 0.01 * n * (1 + SPARE) + pieces + 16 * 3 * each + 1e-9
+
+
+def test_small_sets_go_through_as_they_are(clock, monkeypatch):
+    seen = []
+
+    class Net(nn.Module):
+        def forward(self, xb):
+            seen.append(len(xb))
+            return xb
+
+    ways(monkeypatch, clock, good=(1.0, 0.0, 0.0))
+    rows, x = run(Engine(Phi(Net(), lambda z, n: z), 100), 100, 40)
+    assert torch.equal(rows, x) and seen == [40, 40, 20]
+
+
+def test_what_was_measured_is_remembered_for_the_shape_and_not_for_the_weights(clock, monkeypatch, forgetful):
+    ways(monkeypatch, clock, good=(0.1, 0.005, 0.0), best=(0.2, 0.002, 0.0))
+    phi = Phi(Slow(clock, 0.01), lambda z, n: z)
+    run(Engine(phi, 4000), 4000)
+    ((told),) = json.loads(forgetful.read_text()).values()
+    assert set(told) == {"eager", "good", "best"} and told["best"][0] == pytest.approx(0.002)
+    engines._KNOWN.clear()  # another session
+    before, again = clock.now, Engine(phi, 4000)
+    rows, x = run(again, 4000)
+    assert torch.equal(rows, x) and again.name == "best"
+    assert clock.now - before < 16 * 0.01 + 0.2 + 4016 * 0.002 + 1e-6  # the first batch, and no other way
+    short = Engine(phi, 20)
+    run(short, 20)
+    assert short.name == "eager", "four rows do not pay for the preparation"
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"x": 1}'])
+def test_a_damaged_memory_is_no_memory(clock, monkeypatch, forgetful, damage):
+    forgetful.write_text(damage)
+    ways(monkeypatch, clock, good=(0.1, 0.005, 0.0))
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 4000)
+    assert torch.equal(*run(engine, 4000)) and engine.name == "good"
+
+
+def test_a_way_that_fails_in_the_middle_loses_no_row(clock, monkeypatch):
+    def build(phi, xb, dtype):
+        def once(xb):
+            if xb[0] > 20:
+                raise RuntimeError("out of paper")
+            return xb
+
+        return once
+
+    monkeypatch.setattr(engines, "WAYS", {"frail": Way(build, lambda xb, dtype: True, (0.0, 0.0))})
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 4000)
+    assert torch.equal(*run(engine, 4000))
+    assert engine.name == "eager" and engine.failed["frail"] == "cannot be computed (RuntimeError: out of paper)"
+
+
+def test_a_set_of_unknown_length_and_an_empty_one(clock, monkeypatch):
+    ways(monkeypatch, clock, good=(0.0, 0.001, 0.0))
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 0)
+    assert torch.equal(*run(engine, 400)) and engine.name == "eager"
+    assert list(Engine(Phi(nn.Identity(), lambda z, n: z), 0)([])) == []
+
+
+def test_an_unknown_engine_is_refused_by_name(monkeypatch):
+    with pytest.raises(ValueError, match="no engine 'turbo'; there are eager, channels last, graph, packed"):
+        extract(nn.Flatten(), [(torch.zeros(2, 3), [0, 1])], engine="turbo")
+    monkeypatch.setenv("SFT_NB_ENGINE", "tubro")
+    with pytest.raises(ValueError, match="no engine 'tubro'"):
+        extract(nn.Flatten(), [(torch.zeros(2, 3), [0, 1])])
+
+
+class Tokens(nn.Module):
+    "A small encoder of token numbers, as text has it."
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+
+    def forward(self, xb):
+        return self.blocks(self.embed(xb))
+
+
+class Sound(nn.Module):
+    "Convolutions over time, as speech has it."
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(1, 16, 9, 4), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Conv1d(16, 32, 9, 4)
+        )
+
+    def forward(self, xb):
+        return self.net(xb).mean(-1)
+
+
+def networks():
+    def named(name, px):
+        net = architecture(name)[0]
+        for m in net.modules():  # statistics that are not the identity
+            if isinstance(m, nn.BatchNorm2d):
+                nn.init.uniform_(m.running_var, 0.5, 2)
+        return net, torch.rand(21, 3, px, px)
+
+    yield "resnet18", lambda: named("resnet18", 40)
+    yield "mobilenet_v3_small", lambda: named("mobilenet_v3_small", 64)
+    yield "convnext_tiny", lambda: named("convnext_tiny", 32)
+    yield "swin_t", lambda: named("swin_t", 64)
+    yield "tokens", lambda: (Tokens().eval(), torch.randint(0, 50, (21, 7)))
+    yield "sound", lambda: (Sound().eval(), torch.randn(21, 1, 400))
+
+
+@pytest.mark.parametrize("name", [n for n in WAYS])
+@pytest.mark.parametrize("make", [pytest.param(m, id=n) for n, m in networks()])
+def test_every_way_on_every_kind_of_input_is_right_or_refused_and_quiet(make, name, capfd):
+    "Also where the batches are 8, 8 and 5 rows, and with the global switches as they were."
+    net, x = make()
+    if not WAYS[name].suits(x, torch.float32):
+        pytest.skip(f"{name} does not suit")
+    batches = [(b, torch.zeros(len(b), dtype=torch.long)) for b in x.split(8)]
+    with torch.inference_mode():
+        want = extract(net, batches, engine="eager").x
+    before = torch.jit.onednn_fusion_enabled(), torch.is_autocast_enabled("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        f = extract(net, batches, engine=name)
+    assert relative_error(f.x, want) < EXACT and f.engine.startswith(("eager", name))
+    assert (torch.jit.onednn_fusion_enabled(), torch.is_autocast_enabled("cpu")) == before
+    assert capfd.readouterr().err.replace("\r", "").lstrip().partition("features")[0] == ""  # but for the progress
+
+
+def test_the_graph_of_each_kind_is_really_taken():
+    "What is above could hold because every way fails."
+    for name in ("resnet18", "tokens", "sound"):
+        net, x = dict(networks())[name]()
+        f = extract(net, [(b, torch.zeros(len(b), dtype=torch.long)) for b in x.split(8)], engine="graph")
+        assert f.engine.startswith("graph"), name
+
+
+def test_features_tell_what_computed_them():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    f = extract(net, [(torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.long))])
+    assert f.engine == "eager" == f[:3].engine
+    assert extract(lambda xb: xb.flatten(1), [(torch.rand(8, 3), [0] * 8)]).engine == ""
+
+
+def test_the_table_of_ways_is_told_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "sft_nb[fast]" in text and "SFT_NB_ENGINE" in text
