@@ -129,6 +129,10 @@ class Pretrained:
     kind: str = "image"  # What a row is: "image", "text", "audio", or a word of your own
     example: Tensor | None = field(default=None, compare=False)  # One stored row; of pictures it need not be given
     source: Callable[[], Examples] | None = None  # Gives its source task's test set, where that can be had
+    trained_on: str = ""  # The source task in words; nothing where the weights were drawn at random
+    licence: str = ""  # Of the weights, as their maker states it
+    digest: str = ""  # SHA-256 of the file of weights in hexadecimal, or its beginning
+    classes: tuple[str, ...] = field(default=(), repr=False)  # The names of the source task's classes, where known
 
     def __post_init__(self):
         if self.example is None and self.kind != "image":
@@ -147,6 +151,15 @@ class Pretrained:
         "What it reads: pictures, texts, sounds, examples."
         return CALLED.get(self.kind, "examples")
 
+    def __str__(self) -> str:
+        "Name, size, what it was trained on, licence and digest, in one line."
+        n = sum(p.numel() for m in (self.backbone, self.head) for p in m.parameters())
+        said = [f"{self.name}: {n:,} parameters", f"reads {self.called}, rows of {list(self.example.shape)}"]
+        said += [f"trained on {self.trained_on}" if self.trained_on else "what it was trained on is not stated"]
+        said += [f"licence {self.licence}"] if self.licence else []
+        said += [f"SHA-256 {self.digest[:8]}..."] if self.digest else []
+        return "; ".join(said)
+
     def check(self, ds: Examples) -> None:
         "Raises ValueError where the rows of a set are of another kind than theta_pre reads."
         want, x = self.example, ds.x
@@ -163,7 +176,7 @@ def from_network(
     name: str,
     example: Tensor,  # One stored row
     read: Callable[[str], Mapping[str, Tensor]] | None = None,  # name -> theta_pre; None where `net` holds it already
-    **about,  # `kind` and `source`, as in `Pretrained`
+    **about,  # `kind`, `source` and where it comes from, as in `Pretrained`
 ) -> Pretrained:
     "A network taken apart at its head; the weights are read after that is found, so that nothing is fetched in vain."
     where = find_head(net, transform(example[None]))

@@ -13,7 +13,7 @@ FLOORS = {
     2: ["zoo", "fetch"],
     3: ["data", "freezing", "plots", "distributed"],
     4: ["models", "albums", "identity", "solver"],
-    5: ["sources.pocket", "sources.vision", "features", "training", "evaluation", "peft"],
+    5: ["sources.lite", "sources.pocket", "sources.vision", "features", "training", "evaluation", "peft"],
     6: ["probing", "cache", "blocks", "deltas"],
     7: ["starts"],
     8: ["strategies", "transferability", "understanding"],

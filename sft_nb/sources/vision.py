@@ -98,6 +98,13 @@ def architecture(
     return torchvision.models.get_model(name, weights=None, **options).eval(), weights.transforms()
 
 
+def _about(name):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    digest, names = weights.url.rsplit("-", 1)[1].split(".")[0], tuple(weights.meta["categories"])
+    task = f"ImageNet, {len(names):,} classes"
+    return dict(trained_on=task, licence=weights.meta.get("license", ""), digest=digest, classes=names)
+
+
 def drawn(
     name: str,  # One of `networks()`
     read: Callable[[str], dict[str, Tensor]] | None = None,  # Gives theta_pre
@@ -105,7 +112,8 @@ def drawn(
     "One of torchvision's networks with its weights drawn at random."
     net, transform = aside(architecture, name)
     side = picture_size(transform)
-    return from_network(net, transform, name, torch.zeros(3, side, side, dtype=torch.uint8), read)
+    about = _about(name) if read else dict(trained_on="nothing: drawn at random")
+    return from_network(net, transform, name, torch.zeros(3, side, side, dtype=torch.uint8), read, **about)
 
 
 def network(
