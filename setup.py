@@ -24,7 +24,7 @@ setup(
     # in the folder above a clone that is called sft_nb, too, Python would find that folder first, as an empty package
     package_dir={"": "."},
     packages=find_packages(include=["sft_nb", "sft_nb.*"]),
-    package_data={"sft_nb": ["weights/*.safetensors"]},
+    package_data={"sft_nb": ["weights/*.safetensors", "sources/*.tsv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "browser": cfg["browser_requirements"].split()},

@@ -14,7 +14,7 @@ FLOORS = {
     3: ["data", "freezing", "plots", "distributed"],
     4: ["models", "albums", "identity", "solver"],
     5: ["sources.lite", "sources.pocket", "sources.vision", "features", "training", "evaluation", "peft"],
-    6: ["probing", "cache", "blocks", "deltas"],
+    6: ["probing", "cache", "blocks", "deltas", "sources.clothing"],
     7: ["starts"],
     8: ["strategies", "transferability", "understanding"],
     9: ["resume", "rates", "records"],

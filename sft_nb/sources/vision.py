@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['digest', 'read_weights', 'networks', 'architecture', 'drawn', 'network', 'cifar10', 'read_picture', 'image_folder',
-           'tasks', 'opens', 'task']
+           'tasks', 'opens', 'task', 'bring']
 
 # %% ../../nbs/W_source_vision.ipynb #36a00003
 import contextlib
@@ -321,3 +321,13 @@ def task(
 ) -> Split:
     "CIFAR-10, or pictures of your own."
     return cifar10(root) if name == "cifar10" else image_folder(Path(name).expanduser(), size or 224)
+
+
+def bring(
+    name: str,  # One of `networks()` or `tasks()`
+) -> Path:
+    "The file of published weights, or CIFAR-10's archive, downloaded if it is not here."
+    if name in tasks():
+        cifar10(download=True)
+        return Path("data")
+    return _weights_file(torchvision.models.get_model_weights(name).DEFAULT.url)
