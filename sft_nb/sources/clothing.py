@@ -21,12 +21,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from ..core import unknown
 from ..data import Images, Split
-from ..fetch import data_folders, fetch_blobs
+from ..fetch import alone, data_folders, fetch_blobs
 from .vision import read_picture
 from ..store import as_path, check_writable, replacing
 
@@ -100,7 +99,7 @@ def bring(
         with replacing(folder / of[original].picture) as f:
             f.write(small(blob))
 
-    with FileLock(folder / ".lock"):
+    with alone(folder / "photographs"):
         try:
             others = fetch_blobs(SOURCE, {n: p.git_blob_sha1 for n, p in of.items()}, keep, name)
         except OSError as e:
