@@ -235,7 +235,7 @@ def _table(args):
         raise ValueError(f"none of the {len(held)} records has {' and '.join(args.where)}")
     print(render(table(records, args.by, args.values), args.format), end="", flush=True)
 
-
+# %% ../nbs/H_cli.ipynb #991f59e7
 def _fetch(args):
     "One line for each name: where it lies now."
     from sft_nb import zoo

