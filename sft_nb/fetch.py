@@ -137,7 +137,14 @@ class Wheel:
 # %% ../nbs/X_fetch.ipynb #b92ab43b
 def _from_index(wheel, folder):
     "The wheel, by this Python's own pip: the index, the proxy and the cache are the user's."
-    words = [*wheel.command.split()[1:], "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+    words = [
+        *wheel.command.split()[1:],
+        "--only-binary=:all:",
+        "--retries=1",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
     if not (path := Path(folder) / wheel.file).is_file():
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"pip ended with {done.returncode}"]
