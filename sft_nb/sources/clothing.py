@@ -80,6 +80,19 @@ def small(
     return out.getvalue()
 
 
+def _there(folder):
+    "The names of the photographs in a folder, which may hold them in one zip."
+    if (path := folder / "clothing.zip").is_file():
+        with zipfile.ZipFile(path) as z:
+            return set(z.namelist())
+    return {p.relative_to(folder).as_posix() for part in PARTS for p in folder.glob(f"{part}/*/*.jpg")}
+
+
+def _lacking(folder):
+    there = _there(folder)
+    return [p for p in manifest() if p.picture not in there]
+
+# %% ../../nbs/ZB_source_clothing.ipynb #9429154d
 def bring(
     name: str = "clothing",
     root: str | os.PathLike | None = None,  # The folder that will hold the folder `clothing`; see `data_folders`
@@ -115,19 +128,6 @@ def bring(
         warnings.warn(f"not the published photographs, and not used: {named}", stacklevel=2)
     return folder
 
-
-def _there(folder):
-    "The names of the photographs in a folder, which may hold them in one zip."
-    if (path := folder / "clothing.zip").is_file():
-        with zipfile.ZipFile(path) as z:
-            return set(z.namelist())
-    return {p.relative_to(folder).as_posix() for part in PARTS for p in folder.glob(f"{part}/*/*.jpg")}
-
-
-def _lacking(folder):
-    there = _there(folder)
-    return [p for p in manifest() if p.picture not in there]
-
 # %% ../../nbs/ZB_source_clothing.ipynb #3bf44d84
 def photographs(
     part: str | None = None,  # train, valid or test; all if None
@@ -159,7 +159,7 @@ def _folder(root=None):
         "or set SFT_NB_DATA to the folder that holds their folder clothing"
     )
 
-
+# %% ../../nbs/ZB_source_clothing.ipynb #ceadb34c
 def _read(folder, photos, size) -> Iterator[torch.Tensor]:
     path = folder / "clothing.zip"
     with zipfile.ZipFile(path) if path.is_file() else contextlib.nullcontext() as z:
