@@ -272,6 +272,19 @@ def test_absent_weights_say_what_to_do_and_the_random_network_needs_none(shelf, 
         weights_file("lite")
 
 
+def test_bring_fetches_what_a_name_needs(tmp_path, monkeypatch, capsys):
+    assert zoo.bring("pocket") is None and zoo.bring("digits") is None
+    monkeypatch.setenv("SFT_NB_MIRROR", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("resnet18", "resnet18-f37072fd.pth"), ("cifar10", "cifar-10-python.tar.gz")):
+        assert main(["fetch", name]) == 2
+        assert file in capsys.readouterr().err
+    assert main(["fetch", "clothes"]) == 2
+    assert "unknown network or task 'clothes'; did you mean 'clothing'" in capsys.readouterr().err
+
+
 # photographs
 
 MANIFEST = clothing.manifest()
