@@ -98,9 +98,10 @@ def bring(
     root: str | os.PathLike | None = None,  # The folder that will hold the folder `clothing`; see `data_folders`
 ) -> Path:  # The folder of photographs
     "Fetch the photographs that are not here yet (61 MB in all, 16 MB on the disk), each checked; goes on where it stopped."
-    folder = as_path(root) / name if root else data_folders(name)[0]
-    if not (lacking := _lacking(folder)):
-        return folder
+    places = [as_path(root) / name] if root else data_folders(name)
+    if whole := [p for p in places if not _lacking(p)]:
+        return whole[0]
+    lacking = _lacking(folder := places[0])
     check_writable(folder / "new")
     print(
         f"{name}: {len(lacking):,} of {len(manifest()):,} photographs to fetch, about {len(lacking) * 0.028:.0f} MB, "
