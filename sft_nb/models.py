@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .core import copied
+from .core import copied, patch
 from .data import CALLED, Examples
 from .freezing import follow_grad
 
@@ -151,15 +151,6 @@ class Pretrained:
         "What it reads: pictures, texts, sounds, examples."
         return CALLED.get(self.kind, "examples")
 
-    def __str__(self) -> str:
-        "Name, size, what it was trained on, licence and digest, in one line."
-        n = sum(p.numel() for m in (self.backbone, self.head) for p in m.parameters())
-        said = [f"{self.name}: {n:,} parameters", f"reads {self.called}, rows of {list(self.example.shape)}"]
-        said += [f"trained on {self.trained_on}" if self.trained_on else "what it was trained on is not stated"]
-        said += [f"licence {self.licence}"] if self.licence else []
-        said += [f"SHA-256 {self.digest[:8]}..."] if self.digest else []
-        return "; ".join(said)
-
     def check(self, ds: Examples) -> None:
         "Raises ValueError where the rows of a set are of another kind than theta_pre reads."
         want, x = self.example, ds.x
@@ -191,6 +182,17 @@ def load_pretrained(
 ) -> Pretrained:
     "theta_pre by its name, in eval mode, whichever world has it."
     return zoo.network(name)
+
+# %% ../nbs/03_models.ipynb #ec11c03f
+@patch
+def __str__(self: Pretrained) -> str:
+    "Name, size, what it was trained on, licence and digest, in one line."
+    n = sum(p.numel() for m in (self.backbone, self.head) for p in m.parameters())
+    said = [f"{self.name}: {n:,} parameters", f"reads {self.called}, rows of {list(self.example.shape)}"]
+    said += [f"trained on {self.trained_on}" if self.trained_on else "what it was trained on is not stated"]
+    said += [f"licence {self.licence}"] if self.licence else []
+    said += [f"SHA-256 {self.digest[:8]}..."] if self.digest else []
+    return "; ".join(said)
 
 # %% ../nbs/03_models.ipynb #9aeb359f
 class TransferModel(nn.Module):
