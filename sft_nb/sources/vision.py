@@ -97,7 +97,7 @@ def architecture(
         options["image_size"] = weights.meta["min_size"][0]  # the weights hold one vector for each position
     return torchvision.models.get_model(name, weights=None, **options).eval(), weights.transforms()
 
-
+# %% ../../nbs/W_source_vision.ipynb #2b08db7b
 def _about(name):
     weights = torchvision.models.get_model_weights(name).DEFAULT
     digest, names = weights.url.rsplit("-", 1)[1].split(".")[0], tuple(weights.meta["categories"])
