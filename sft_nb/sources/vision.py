@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['digest', 'read_weights', 'networks', 'architecture', 'drawn', 'network', 'cifar10', 'read_picture', 'image_folder',
-           'tasks', 'opens', 'task']
+           'tasks', 'opens', 'task', 'bring']
 
 # %% ../../nbs/W_source_vision.ipynb #36a00003
 import contextlib
@@ -97,6 +97,13 @@ def architecture(
         options["image_size"] = weights.meta["min_size"][0]  # the weights hold one vector for each position
     return torchvision.models.get_model(name, weights=None, **options).eval(), weights.transforms()
 
+# %% ../../nbs/W_source_vision.ipynb #2b08db7b
+def _about(name):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    digest, names = weights.url.rsplit("-", 1)[1].split(".")[0], tuple(weights.meta["categories"])
+    task = f"ImageNet, {len(names):,} classes"
+    return dict(trained_on=task, licence=weights.meta.get("license", ""), digest=digest, classes=names)
+
 
 def drawn(
     name: str,  # One of `networks()`
@@ -105,7 +112,8 @@ def drawn(
     "One of torchvision's networks with its weights drawn at random."
     net, transform = aside(architecture, name)
     side = picture_size(transform)
-    return from_network(net, transform, name, torch.zeros(3, side, side, dtype=torch.uint8), read)
+    about = _about(name) if read else dict(trained_on="nothing: drawn at random")
+    return from_network(net, transform, name, torch.zeros(3, side, side, dtype=torch.uint8), read, **about)
 
 
 def network(
@@ -313,3 +321,13 @@ def task(
 ) -> Split:
     "CIFAR-10, or pictures of your own."
     return cifar10(root) if name == "cifar10" else image_folder(Path(name).expanduser(), size or 224)
+
+
+def bring(
+    name: str,  # One of `networks()` or `tasks()`
+) -> Path:
+    "The file of published weights, or CIFAR-10's archive, downloaded if it is not here."
+    if name in tasks():
+        cifar10(download=True)
+        return Path("data")
+    return _weights_file(torchvision.models.get_model_weights(name).DEFAULT.url)
