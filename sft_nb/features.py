@@ -171,11 +171,18 @@ def _total(dl):
         return n // rank_and_size()[1]
     return 0
 
+
+def _say_why(engine):
+    if engine.name == "eager" and engine.dtype != torch.float32 and engine.failed:
+        judged = [why for why in engine.failed.values() if not why.startswith("cannot")]
+        why = [*judged, "cannot be computed"][0]
+        warnings.warn(f"{engine.dtype} features of this backbone {why}: computing in float32", stacklevel=3)
+
 # %% ../nbs/04_features.ipynb #04e10005
 def extract(
     backbone: Callable,  # phi: a network, left as it is, whatever its mode; or any function of a batch
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches: a `Loader`, a torch DataLoader, pairs of tensors or NumPy arrays
-    dtype: torch.dtype = torch.float32,  # Of a network: bfloat16 where the hardware is fast in it and the check allows it
+    dtype: torch.dtype = torch.float32,  # Of a network: bfloat16 may be used, where it is faster and a head does not notice
     layer: str = "",  # Of a network, a layer's name: its output instead of the last; the last one where it runs several times
     engine: str = "",  # "eager" or a name of `engines.WAYS` to look at nothing else; eager is the same to the bit everywhere
 ) -> Features:  # float32 [N, D], where the backbone is; of several processes in each the rows of its own batches
@@ -197,8 +204,7 @@ def extract(
             agrees = None if dtype == torch.float32 else lambda z, want: _owes(z, want, ys[0][: len(z)])
             phi = Engine(Phi(_full(backbone), _rows), _total(dl), agrees, dtype, engine)
             out = list(phi(inputs()))
-            if dtype != torch.float32 and phi.name == "eager":
-                _say_why(phi)
+            _say_why(phi)
         else:
             out = [phi(xb) for xb in inputs()]
     if not out:
@@ -207,11 +213,3 @@ def extract(
         torch.cat(out), torch.cat(ys), str(phi) if isinstance(phi, Engine) else ""
     )  # ordinary tensors again
     return feats if counts else feats[:0]
-
-
-def _say_why(engine):
-    judged = [why for why in engine.failed.values() if not why.startswith("cannot")]
-    warnings.warn(
-        f"{engine.dtype} features of this backbone {[*judged, 'cannot be computed'][0]}: computing in float32",
-        stacklevel=3,
-    )

@@ -163,6 +163,13 @@ def test_a_way_that_fails_in_the_middle_loses_no_row(clock, monkeypatch):
     assert engine.name == "eager" and engine.failed["frail"] == "cannot be computed (RuntimeError: out of paper)"
 
 
+def test_half_precision_is_a_permission(clock, monkeypatch):
+    "A short set is computed in full, whatever was allowed, and nothing is said of it."
+    ways(monkeypatch, clock, good=(1.0, 0.001, 0.0))
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 40, dtype=torch.bfloat16)
+    assert torch.equal(*run(engine, 40)) and engine.name == "eager" and not engine.failed
+
+
 def test_a_set_of_unknown_length_and_an_empty_one(clock, monkeypatch):
     ways(monkeypatch, clock, good=(0.0, 0.001, 0.0))
     engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 0)
@@ -255,4 +262,4 @@ def test_features_tell_what_computed_them():
 
 def test_the_table_of_ways_is_told_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "sft_nb[fast]" in text and "SFT_NB_ENGINE" in text
+    assert "[fast]" in text and "SFT_NB_ENGINE" in text

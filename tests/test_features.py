@@ -102,7 +102,7 @@ def test_folding_removes_every_batchnorm(pre):
 def test_bf16_is_close_or_refused(pre, dl, live):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert 0 < relative_error(extract(pre.backbone, dl, torch.bfloat16).x, live) <= CLOSE
+        assert 0 < relative_error(extract(pre.backbone, dl, torch.bfloat16, engine="packed").x, live) <= CLOSE
 
     class Offset(nn.Module):
         def __init__(self):
@@ -116,7 +116,7 @@ def test_bf16_is_close_or_refused(pre, dl, live):
             return self.down(self.up(self.net(x)))
 
     with pytest.warns(UserWarning, match=f"make a head owe .* nats, more than {OWED}: computing in float32"):
-        assert relative_error(extract(Offset(), dl, torch.bfloat16).x, live) < EXACT
+        assert relative_error(extract(Offset(), dl, torch.bfloat16, engine="packed").x, live) < EXACT
 
 
 def test_a_layer_is_the_hooked_average(pre, dl):
@@ -451,7 +451,7 @@ def test_a_candidate_that_fails_is_not_heard_of(dl, capfd, dtype, said):
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        f = extract(Net(), dl, dtype)
+        f = extract(Net(), dl, dtype, engine="packed")
     heard = [str(w.message) for w in seen if w.category is UserWarning]
     assert f.x.shape == (300, 8) and capfd.readouterr().err == ""
     assert (not heard) if said is None else said in heard[0]
