@@ -19,6 +19,12 @@ from .objective import _best_bias, _gap, _gap_sums
 from .processes import lowest, total
 
 # %% ../nbs/E_solver.ipynb #f1d2f500
+def _totals(*parts):
+    "The sums over all processes of float64 tensors, in one message: what it costs is mostly that it is sent at all."
+    sums = total(torch.cat([p.reshape(-1) for p in parts])).split([p.numel() for p in parts])
+    return [s.view(p.shape) for s, p in zip(sums, parts, strict=True)]
+
+
 class Problem:
     "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
 
@@ -145,14 +151,9 @@ def _look(problem, Z, b=0.0, back=False):
         T.scatter_(0, y, -others[None])
         Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
         size = size + 2 * others.sum()
-    pairs = total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
-    return (
-        total(loss).item(),
-        total(q),
-        torch.diag(pairs.sum(1)) - pairs,
-        total(Q) if back else Q,
-        total(size).item(),
-    )
+    loss, q, pairs, size, *Q = _totals(loss, q, pairs, size, *([Q] if back else []))
+    pairs.fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
+    return loss.item(), q, torch.diag(pairs.sum(1)) - pairs, Q[0] if back else 0.0, size.item()
 
 # %% ../nbs/E_solver.ipynb #5b1e7f0e
 def _certified(problem, V, l2, tol):
@@ -169,7 +170,7 @@ def _certified(problem, V, l2, tol):
         x = (c.double() - problem.mean).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
-    sums = [total(a) for a in sums]
+    sums = _totals(*sums)
     F = sums[0].item() + l2 / 2 * W.square().sum().item()
     gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
     return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
@@ -187,7 +188,7 @@ def _hessian(problem, Z, l2, dtype):
             t = torch.addmm(a, A, c.T).mul_(p)
             t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
             Q, q = Q + (t @ c).double(), q + t.sum(1).double()
-        HV = problem.lift(total(Q), total(q)).to(dtype)
+        HV = problem.lift(*_totals(Q, q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
         return _centred(HV)
 
