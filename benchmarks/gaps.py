@@ -76,7 +76,9 @@ def adam(feats, classes, l2, epochs, lr):
 def rivals(feats, classes, l2):
     "name -> [(setting, run)], from the loosest setting to the tightest."
     D, tols = feats.x.shape[1], [10.0**-k for k in range(1, 13)]
-    sides = 2 if classes == 2 else 1  # with two classes scikit-learn has one row w = W_1 - W_0, and ||W||^2 = ||w||^2 / 2
+    sides = (
+        2 if classes == 2 else 1
+    )  # with two classes scikit-learn has one row w = W_1 - W_0, and ||W||^2 = ||w||^2 / 2
     kinds = {"": feats, "float64, ": Features(feats.x.double(), feats.y)}  # some gaps are out of float32's reach
     fit = lambda solver: [
         (f"{kind}tol {t:.0e}", sklearn_head(f, l2 / sides, solver=solver, tol=t, max_iter=100_000))
@@ -127,6 +129,20 @@ def subjects_of(feats, classes, l2, patience):
     return subjects, best
 
 
+def set_aside(runs, feats, l2):
+    "The runs, which keep their heads back, and what judges these outside the timing."
+    heads = {}
+
+    def keeping(key, run):
+        def kept():
+            heads[key] = run()
+            return {}
+
+        return kept
+
+    return {k: keeping(k, f) for k, f in runs.items()}, lambda key, r: certified(heads.pop(key), feats, l2)
+
+
 def table(record, best):
     "One line for each gap: our CPU seconds, and each rival's with how many times ours they are."
     print(f"\n{record['config']['problem']}: CPU seconds, median (min to max), and how many times ours")
@@ -161,20 +177,9 @@ if __name__ == "__main__":
             warnings.simplefilter("ignore")  # what a rival says of its convergence: the certificate says more
             subjects, best = subjects_of(feats, classes, args.l2, args.patience)
             runs = {f"{g:.0e} | {s} | {setting}": run for (g, s, setting), run in subjects.items()}
-            heads = {}
-
-            def keeping(key, run):
-                "The run; its head is put aside, to be judged outside the timing."
-
-                def kept():
-                    heads[key] = run()
-                    return {}
-
-                return kept
-
-            def judge(key, r, feats=feats):
-                return certified(heads.pop(key), feats, args.l2)
-
-            config = dict(problem=name, shape=list(feats.x.shape), classes=classes, l2=args.l2, best=best, quick=args.quick)
-            record = paired("gaps", config, {k: keeping(k, f) for k, f in runs.items()}, args.repeats, "cpu", judge)
+            runs, judge = set_aside(runs, feats, args.l2)
+            config = dict(
+                problem=name, shape=list(feats.x.shape), classes=classes, l2=args.l2, best=best, quick=args.quick
+            )
+            record = paired("gaps", config, runs, args.repeats, "cpu", judge)
         table(record, best)

@@ -98,6 +98,12 @@ def total(
     return t
 
 
+def _totals(*parts):
+    "The sums over all processes of several tensors, in one message: its cost is mostly that it is sent at all."
+    sums = total(torch.cat([p.reshape(-1) for p in parts])).split([p.numel() for p in parts])
+    return [s.view(p.shape) for s, p in zip(sums, parts, strict=True)]
+
+
 def lowest(
     t: Tensor,  # The same shape in every process; left as it is
 ) -> Tensor:

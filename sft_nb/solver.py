@@ -16,15 +16,9 @@ from tqdm import tqdm
 
 from .core import patch
 from .objective import _best_bias, _gap, _gap_sums
-from .processes import lowest, total
+from .processes import _totals, lowest, total
 
 # %% ../nbs/E_solver.ipynb #f1d2f500
-def _totals(*parts):
-    "The sums over all processes of float64 tensors, in one message: what it costs is mostly that it is sent at all."
-    sums = total(torch.cat([p.reshape(-1) for p in parts])).split([p.numel() for p in parts])
-    return [s.view(p.shape) for s, p in zip(sums, parts, strict=True)]
-
-
 class Problem:
     "Features read in chunks and never copied whole, centred and scaled on the way. A head is [C, D + 1], its bias last."
 
@@ -36,17 +30,17 @@ class Problem:
         num_classes: int,
     ):
         self.num_classes, self.x, used = num_classes, x, (w > 0).nonzero()[:, 0]
-        self.spectrum, self.products = None, 0  # what is known of the features' covariance; of the Hessian, so far
+        self.spectrum, self.products = None, 0  # what is known of the covariance; rows of V in H V so far
         self.used = None if len(used) == len(w) else used
         y, self.w, self.n = y[used].long(), w[used], int(total(torch.tensor(len(used))))
         share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
-        numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
+        numbers = 1 << (19 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
         self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
-        self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
+        self.few = len(self.share) * len(self.y) <= 8 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
+        var = total(sum(self.w[s] @ (c - self.mean).square_().sum(1) for s, c in self.chunks())).item()
         if not math.isfinite(var):
             raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
         self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
@@ -104,30 +98,23 @@ def _spectrum(problem, dtype, l2, rank):
     rows, rng = math.ceil(rows * n / problem.n), lambda: torch.Generator().manual_seed(0)
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=rng())[:rows]
     parts = some.to(problem.x.device).split(problem.height)
-    share = total(sum(problem.w[p].sum() for p in parts))
-
-    def scaled(part):
-        w = (problem.w[part] / share).sqrt()[:, None] / problem.scale
-        return ((problem.rows(part).double() - problem.mean) * w).to(dtype)
-
+    unit = problem.scale * total(sum(problem.w[p].sum() for p in parts)).sqrt()
+    scaled = lambda p: ((problem.rows(p) - problem.mean) * (problem.w[p, None].sqrt() / unit)).to(dtype)
     if rank < D:  # in the directions where a few random ones are moved to (Halko, Martinsson and Tropp 2011)
         draw = torch.randn(D, rank, generator=rng(), dtype=dtype).to(problem.x.device)
         Q = torch.linalg.qr(total(sum((c := scaled(p)).T @ (c @ draw) for p in parts)))[0]
-        values, R = torch.linalg.eigh(total(sum((c := scaled(p) @ Q).T @ c for p in parts)))
-        vectors = Q @ R
-    else:
-        values, vectors = torch.linalg.eigh(total(sum((c := scaled(p)).T @ c for p in parts)))
+    within = (lambda p: scaled(p) @ Q) if rank < D else scaled
+    values, R = torch.linalg.eigh(total(sum((c := within(p)).T @ c for p in parts)))
     if dtype == torch.float32 and max(values[0].item(), l2) < 1e-7 * values[-1].item():  # columns of very unequal size
         return _spectrum(problem, torch.float64, l2, rank)
     rest = (1 - values.sum()).clamp(min=0) / max(1, D - rank)  # all together are about one
-    return values.clamp(min=0), vectors, torch.maximum(rest, 8 * torch.finfo(dtype).eps * values[-1])
+    return values.clamp(min=0), Q @ R if rank < D else R, torch.maximum(rest, 8 * torch.finfo(dtype).eps * values[-1])
 
 
 def _known(problem, dtype, l2):
     "The spectrum as far as it pays: a sketch, or all of it once the products have taken as long as that will."
     most = min(problem.x.shape[1], problem.n)
-    products, decomposing = problem.products * 8 * problem.n * len(problem.share), most * (16 * most + 10 * most)
-    rank = most if most <= 2 * _SKETCH or products > decomposing else _SKETCH
+    rank = most if most <= 2 * _SKETCH or 8 * problem.n * problem.products > 26 * most**2 else _SKETCH
     if problem.spectrum is None or len(problem.spectrum[0]) < rank:
         problem.spectrum = _spectrum(problem, dtype, l2, rank)
     return problem.spectrum
@@ -167,7 +154,7 @@ def _certified(problem, V, l2, tol):
     b, off = _best_bias(look, torch.zeros_like(problem.share), 1e-5 * tol)
     sums = 0.0
     for s, c, z in Z:
-        x = (c.double() - problem.mean).div_(problem.scale)
+        x = (c - problem.mean).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
     sums = _totals(*sums)
@@ -181,7 +168,7 @@ def _hessian(problem, Z, l2, dtype):
     w = problem.w.to(dtype)
 
     def H(V):
-        problem.products += 1
+        problem.products += len(V)
         (A, a), Q, q = problem.raw(V, dtype), 0.0, 0.0
         for s, c, z in Z:
             c, p = c.to(dtype), torch.softmax(z, 0)
@@ -204,8 +191,7 @@ def _preconditioner(S, l2, spectrum, dtype):
     Q, scale, other = Q.to(dtype), (1 / (a * values + l2)).to(dtype), (1 / (a * rest + l2)).to(dtype)
 
     def solve(r):
-        r = R.T @ r
-        q = r @ Q
+        q = (r := R.T @ r) @ Q
         out = (q * scale) @ Q.T
         return R @ (out if len(values) == len(Q) else out + other * (r - q @ Q.T))
 
@@ -216,11 +202,9 @@ def _direction(G, H, precondition, stop, enough, most):
     "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`."
     r = -G
     p = z = precondition(r)
-    d, rz = torch.zeros_like(r), (r * z).sum()
-    first = rz
+    d, rz = torch.zeros_like(r), (first := (r * z).sum())
     for _ in range(most):
-        q = H(p)
-        curvature = (p * q).sum()
+        curvature = (p * (q := H(p))).sum()
         if not curvature > 0 or not rz > 0:
             break
         a = rz / curvature
@@ -241,8 +225,7 @@ def _slope(problem, Z, U, t):
         u = u - u.gather(0, problem.y[None, s])  # against the own class, so that nothing cancels where a row is sure
         pu = torch.softmax(z.double() + t * u, 0).mul_(u)
         m = pu.sum(0)
-        sums[0] += w @ m
-        sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
+        sums += torch.stack([w @ m, w @ (pu.mul_(u).sum(0) - m * m)])
     return total(sums).tolist()
 
 
@@ -271,13 +254,17 @@ def _solve(problem, l2, tol, least_l2, V, dtype):
         G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
         G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
-        norm = G.norm().item()
-        gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
+        gap = (norm := G.norm().item()) ** 2 / (
+            2 * l2
+        )  # of the bias too: where it is moved, the gradient by the weights changes as much
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
             break
-        precondition, H = _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype), _hessian(problem, Z, l2, dtype)
+        precondition, H = (
+            _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype),
+            _hessian(problem, Z, l2, dtype),
+        )
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
         U = _Logits(problem, d, dtype)
@@ -341,18 +328,19 @@ def newton_path(
     tol: float,  # Largest certified gap, > 0
 ) -> Iterator[tuple[float, Tensor, Tensor, float, float]]:  # l2, W [C, D], b [C], F and the certified gap
     "A certified head for every l2, with one preparation for all of them. ValueError where there is no minimiser."
-    unit, zeros = problem.scale, problem.mean.new_zeros(len(problem.share), problem.x.shape[1])
-    start = torch.cat([zeros, problem.share.log()[:, None]], 1)
+    unit, start = problem.scale, problem.mean.new_zeros(len(problem.share), problem.x.shape[1] + 1)
+    start[:, -1] = problem.share.log()
     solved = [(math.inf, _centred(start))]
-    exact = problem.n * problem.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15  # no shortcut, or none that float32 can take
+    exact = (
+        problem.n * problem.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15
+    )  # no shortcut, or none that float32 can take
     wide = torch.float64 if exact else torch.float32
     absent = (problem.num_classes - len(problem.classes)) * math.exp(-40)  # what their probability adds to the loss
-    l2s = list(l2s)
-    for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
+    for l2 in tqdm(l2s := sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
         for k, dtype in enumerate([wide] + 12 * [torch.float64]):
             scaled = max(l2 / unit**2, 1e-26) if l2 else _TINY
-            V, there = _solve(problem, scaled, tol / 10**k, min(l2s) / unit**2, V, dtype)  # its gap is an estimate
+            V, there = _solve(problem, scaled, tol / 10**k, l2s[-1] / unit**2, V, dtype)  # its gap is an estimate
             head, loss, gap = _certified(problem, V, l2 / unit**2, tol)
             gap, V = gap + absent, head  # on from the best bias
             if not gap > tol or (dtype == torch.float64 and not there):
