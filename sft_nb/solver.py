@@ -40,7 +40,7 @@ class Problem:
         self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
         self.few = len(self.share) * len(self.y) <= 8 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = total(sum(self.w[s] @ (c - self.mean).square_().sum(1) for s, c in self.chunks())).item()
+        var = total(sum(self.w[s] @ (-self.mean + c).square_().sum(1) for s, c in self.chunks())).item()
         if not math.isfinite(var):
             raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
         self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
@@ -99,7 +99,7 @@ def _spectrum(problem, dtype, l2, rank):
     some = torch.arange(n) if rows >= n else torch.randperm(n, generator=rng())[:rows]
     parts = some.to(problem.x.device).split(problem.height)
     unit = problem.scale * total(sum(problem.w[p].sum() for p in parts)).sqrt()
-    scaled = lambda p: ((problem.rows(p) - problem.mean) * (problem.w[p, None].sqrt() / unit)).to(dtype)
+    scaled = lambda p: ((-problem.mean + problem.rows(p)) * (problem.w[p, None].sqrt() / unit)).to(dtype)
     if rank < D:  # in the directions where a few random ones are moved to (Halko, Martinsson and Tropp 2011)
         draw = torch.randn(D, rank, generator=rng(), dtype=dtype).to(problem.x.device)
         Q = torch.linalg.qr(total(sum((c := scaled(p)).T @ (c @ draw) for p in parts)))[0]
@@ -154,7 +154,7 @@ def _certified(problem, V, l2, tol):
     b, off = _best_bias(look, torch.zeros_like(problem.share), 1e-5 * tol)
     sums = 0.0
     for s, c, z in Z:
-        x = (c - problem.mean).div_(problem.scale)
+        x = (-problem.mean + c).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
     sums = _totals(*sums)
