@@ -119,7 +119,7 @@ def first(
     "What the first process has: of what only one of them may know or decide."
     return total(t if rank_and_size()[0] == 0 else torch.zeros_like(t))
 
-
+# %% ../nbs/I_processes.ipynb #5ad1c0e7
 def gather(
     part: Tensor,  # This process's rows; in other processes there may be more or fewer
 ) -> Tensor:

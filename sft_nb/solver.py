@@ -114,7 +114,7 @@ def _spectrum(problem, dtype, l2, rank):
 def _known(problem, dtype, l2):
     "The spectrum as far as it pays: a sketch, or all of it once the products have taken as long as that will."
     most = min(problem.x.shape[1], problem.n)
-    rank = most if most <= 2 * _SKETCH or 8 * problem.n * problem.products > 26 * most**2 else _SKETCH
+    rank = most if most <= 4 * _SKETCH or 8 * problem.n * problem.products > 26 * most**2 else _SKETCH
     if problem.spectrum is None or len(problem.spectrum[0]) < rank:
         problem.spectrum = _spectrum(problem, dtype, l2, rank)
     return problem.spectrum

@@ -584,7 +584,7 @@ def test_what_is_plainly_meant_is_done():
     assert a.loss == b.loss and torch.equal(a.logits(X.numpy()), a.logits(X))
 
 
-@pytest.mark.parametrize("n, d, c, l2", [(300, 700, 4, 1e-4), (900, 500, 3, 1e-7)])
+@pytest.mark.parametrize("n, d, c, l2", [(300, 700, 4, 1e-4), (900, 600, 3, 1e-7)])
 def test_wide_features_of_which_a_sketch_is_known_at_first(n, d, c, l2):
     f = random_problem(n, d, c, seed=19, decay=0.5)
     p = solve_head(f, c, l2, tol=1e-10)
