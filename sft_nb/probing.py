@@ -69,8 +69,9 @@ def _checked(feats, num_classes, weights=None, class_weights=None):
         raise ValueError(f"labels must be integers, the numbers of their classes; got {y.dtype}")
     if n and (int(y.min()) < 0 or int(y.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}; found {int(y.min())} to {int(y.max())}")
-    bad = [int(i + j) for i in range(0, n, 512) for j in (~x[i : i + 512].isfinite().all(1)).nonzero()[:, 0]]
-    if bad:
+    parts = ((i, x[i : i + 512]) for i in range(0, n, 512))
+    suspect = [(i, part) for i, part in parts if not part.sum().isfinite()]  # a finite sum has only finite terms
+    if bad := [int(i + j) for i, part in suspect for j in (~part.isfinite().all(1)).nonzero()[:, 0]]:
         raise ValueError(f"{len(bad)} rows of the features hold nan or inf, the first are {bad[:5]}: leave them out")
     w = _vector(weights, n, "example", x) * _vector(class_weights, num_classes, "class", x)[y.long()]
     if not 0 < (whole := total(w.sum())) < math.inf:
@@ -91,7 +92,7 @@ def l2_path(
         raise ValueError(f"tol is the largest gap that is accepted and must be > 0; got {tol}")
     w, l2s = _checked(feats, num_classes, weights, class_weights), _strengths(l2s)
     x, y, few = feats.x, feats.y, int(total((w > 0).sum())) < feats.x.shape[1]
-    if few:  # solved by the inner products of rows, and no process has those alone: everybody gets all rows
+    if few:  # so cheap that everybody solves all of it: every bit is then as with one process
         x, y, w = gather(x), gather(y), gather(w)
     with alone() if few else nullcontext():
         solved = newton_path(Problem(x, y, w, num_classes), l2s, tol)

@@ -98,6 +98,12 @@ def total(
     return t
 
 
+def _totals(*parts):
+    "The sums over all processes of several tensors, in one message: its cost is mostly that it is sent at all."
+    sums = total(torch.cat([p.reshape(-1) for p in parts])).split([p.numel() for p in parts])
+    return [s.view(p.shape) for s, p in zip(sums, parts, strict=True)]
+
+
 def lowest(
     t: Tensor,  # The same shape in every process; left as it is
 ) -> Tensor:
@@ -113,7 +119,7 @@ def first(
     "What the first process has: of what only one of them may know or decide."
     return total(t if rank_and_size()[0] == 0 else torch.zeros_like(t))
 
-
+# %% ../nbs/I_processes.ipynb #5ad1c0e7
 def gather(
     part: Tensor,  # This process's rows; in other processes there may be more or fewer
 ) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .core import patch
 from .objective import _best_bias, _gap, _gap_sums
-from .processes import lowest, total
+from .processes import _totals, lowest, total
 
 # %% ../nbs/E_solver.ipynb #f1d2f500
 class Problem:
@@ -30,16 +30,17 @@ class Problem:
         num_classes: int,
     ):
         self.num_classes, self.x, used = num_classes, x, (w > 0).nonzero()[:, 0]
+        self.spectrum, self.products = None, 0  # what is known of the covariance; rows of V in H V so far
         self.used = None if len(used) == len(w) else used
         y, self.w, self.n = y[used].long(), w[used], int(total(torch.tensor(len(used))))
         share = total(torch.zeros(num_classes).to(w).index_add_(0, y, self.w))
         self.classes = share.nonzero()[:, 0]
         self.share, self.y = share[self.classes], torch.searchsorted(self.classes, y)
-        numbers = 1 << (20 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
+        numbers = 1 << (19 if x.device.type == "cpu" else 26)  # a chunk is read twice, the second time from the cache
         self.height = max(256, numbers // (x.shape[1] + 4 * len(self.share)))
-        self.few = len(self.share) * len(self.y) <= 4 * numbers  # so few logits that they are kept
+        self.few = len(self.share) * len(self.y) <= 8 * numbers  # so few logits that they are kept
         self.mean = total(sum(self.w[s] @ c.double() for s, c in self.chunks()))
-        var = total(sum(self.w[s] @ (c.double() - self.mean).square().sum(1) for s, c in self.chunks())).item()
+        var = total(sum(self.w[s] @ (-self.mean + c).square_().sum(1) for s, c in self.chunks())).item()
         if not math.isfinite(var):
             raise ValueError("the features' squares are beyond float64: divide the features by their largest value")
         self.scale = math.sqrt(var) if var > 1e-200 else 1.0  # as good as constant
@@ -88,22 +89,35 @@ class _Logits:
             yield s, c, z  # which rows, their features [rows, D], their logits [C, rows]
 
 # %% ../nbs/E_solver.ipynb #366def10
-def _spectrum(problem, rows, dtype, l2):
-    "Eigenvalues and eigenvectors of the features' covariance, from at most `rows` rows, in float32 where that can be."
-    n = len(problem.y)
-    rows = math.ceil(rows * n / problem.n)
-    some = torch.arange(n) if rows >= n else torch.randperm(n, generator=torch.Generator().manual_seed(0))[:rows]
-    some = some.to(problem.x.device)
-    whole = total(problem.w[some].sum())
-    gram = problem.mean.new_zeros([problem.x.shape[1]] * 2, dtype=dtype)
-    for part in some.split(problem.height):
-        w = (problem.w[part] / whole).sqrt()[:, None] / problem.scale
-        c = ((problem.rows(part).double() - problem.mean) * w).to(dtype)
-        gram.addmm_(c.T, c)
-    values, vectors = torch.linalg.eigh(total(gram))
+_SKETCH = 128  # so many directions are looked at first
+
+
+def _spectrum(problem, dtype, l2, rank):
+    "Eigenvalues and vectors of the features' covariance, from a sample of rows, and one value for those that are left out."
+    n, D, rows = len(problem.y), problem.x.shape[1], max(16 * _SKETCH, 8 * rank)
+    rows, rng = math.ceil(rows * n / problem.n), lambda: torch.Generator().manual_seed(0)
+    some = torch.arange(n) if rows >= n else torch.randperm(n, generator=rng())[:rows]
+    parts = some.to(problem.x.device).split(problem.height)
+    unit = problem.scale * total(sum(problem.w[p].sum() for p in parts)).sqrt()
+    scaled = lambda p: ((-problem.mean + problem.rows(p)) * (problem.w[p, None].sqrt() / unit)).to(dtype)
+    if rank < D:  # in the directions where a few random ones are moved to (Halko, Martinsson and Tropp 2011)
+        draw = torch.randn(D, rank, generator=rng(), dtype=dtype).to(problem.x.device)
+        Q = torch.linalg.qr(total(sum((c := scaled(p)).T @ (c @ draw) for p in parts)))[0]
+    within = (lambda p: scaled(p) @ Q) if rank < D else scaled
+    values, R = torch.linalg.eigh(total(sum((c := within(p)).T @ c for p in parts)))
     if dtype == torch.float32 and max(values[0].item(), l2) < 1e-7 * values[-1].item():  # columns of very unequal size
-        return _spectrum(problem, rows, torch.float64, l2)
-    return values.clamp(min=0), vectors
+        return _spectrum(problem, torch.float64, l2, rank)
+    rest = (1 - values.sum()).clamp(min=0) / max(1, D - rank)  # all together are about one
+    return values.clamp(min=0), Q @ R if rank < D else R, torch.maximum(rest, 8 * torch.finfo(dtype).eps * values[-1])
+
+
+def _known(problem, dtype, l2):
+    "The spectrum as far as it pays: a sketch, or all of it once the products have taken as long as that will."
+    most = min(problem.x.shape[1], problem.n)
+    rank = most if most <= 4 * _SKETCH or 8 * problem.n * problem.products > 26 * most**2 else _SKETCH
+    if problem.spectrum is None or len(problem.spectrum[0]) < rank:
+        problem.spectrum = _spectrum(problem, dtype, l2, rank)
+    return problem.spectrum
 
 # %% ../nbs/E_solver.ipynb #5b1e7f05
 def _centred(V):
@@ -124,14 +138,9 @@ def _look(problem, Z, b=0.0, back=False):
         T.scatter_(0, y, -others[None])
         Q, q = Q + (T.to(z.dtype) @ c.to(z.dtype)).double() if back else Q, q + T.sum(1)
         size = size + 2 * others.sum()
-    pairs = total(pairs).fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
-    return (
-        total(loss).item(),
-        total(q),
-        torch.diag(pairs.sum(1)) - pairs,
-        total(Q) if back else Q,
-        total(size).item(),
-    )
+    loss, q, pairs, size, *Q = _totals(loss, q, pairs, size, *([Q] if back else []))
+    pairs.fill_diagonal_(0)  # a graph's Laplacian: exact in its small eigenvalues too
+    return loss.item(), q, torch.diag(pairs.sum(1)) - pairs, Q[0] if back else 0.0, size.item()
 
 # %% ../nbs/E_solver.ipynb #5b1e7f0e
 def _certified(problem, V, l2, tol):
@@ -145,10 +154,10 @@ def _certified(problem, V, l2, tol):
     b, off = _best_bias(look, torch.zeros_like(problem.share), 1e-5 * tol)
     sums = 0.0
     for s, c, z in Z:
-        x = (c.double() - problem.mean).div_(problem.scale)
+        x = (-problem.mean + c).div_(problem.scale)
         part = _gap_sums((z + b[:, None]).T, x, problem.y[s], problem.w[s], off, problem.share)
         sums = [a + p for a, p in zip(sums or [0.0] * len(part), part, strict=True)]
-    sums = [total(a) for a in sums]
+    sums = _totals(*sums)
     F = sums[0].item() + l2 / 2 * W.square().sum().item()
     gap = min(_gap(sums, W, l2, problem.share), F * (1 + 2e-13)) if l2 else math.nan  # no F is below 0
     return torch.cat([W, V[:, -1:] + b[:, None]], 1), F, gap
@@ -159,13 +168,14 @@ def _hessian(problem, Z, l2, dtype):
     w = problem.w.to(dtype)
 
     def H(V):
+        problem.products += len(V)
         (A, a), Q, q = problem.raw(V, dtype), 0.0, 0.0
         for s, c, z in Z:
             c, p = c.to(dtype), torch.softmax(z, 0)
             t = torch.addmm(a, A, c.T).mul_(p)
             t = t.sub_(p.mul_(t.sum(0))).mul_(w[s])
             Q, q = Q + (t @ c).double(), q + t.sum(1).double()
-        HV = problem.lift(total(Q), total(q)).to(dtype)
+        HV = problem.lift(*_totals(Q, q)).to(dtype)
         HV[:, :-1] += l2 * V[:, :-1]
         return _centred(HV)
 
@@ -177,9 +187,14 @@ def _preconditioner(S, l2, spectrum, dtype):
     a, R = torch.linalg.eigh(S)
     least = max(1e-12 * a[-1].item(), 1e-300)  # no curvature at all: every row is sure, or there is one class
     free = R[:, 1:] / a[1:].clamp(min=least).sqrt()  # a[0] = 0 belongs to what all classes share
-    inverse, R, Q = (free @ free.T).to(dtype), R.to(dtype), spectrum[1].to(dtype)
-    scale = (a.clamp(min=0)[:, None] * spectrum[0] + l2).to(dtype)
-    solve = lambda r: R @ (((R.T @ r) @ Q) / scale) @ Q.T
+    inverse, R, a, (values, Q, rest) = (free @ free.T).to(dtype), R.to(dtype), a.clamp(min=0)[:, None], spectrum
+    Q, scale, other = Q.to(dtype), (1 / (a * values + l2)).to(dtype), (1 / (a * rest + l2)).to(dtype)
+
+    def solve(r):
+        q = (r := R.T @ r) @ Q
+        out = (q * scale) @ Q.T
+        return R @ (out if len(values) == len(Q) else out + other * (r - q @ Q.T))
+
     return lambda r: _centred(torch.cat([solve(r[:, :-1]), inverse @ r[:, -1:]], 1))
 
 # %% ../nbs/E_solver.ipynb #d68934b6
@@ -187,11 +202,9 @@ def _direction(G, H, precondition, stop, enough, most):
     "Conjugate gradients on H d = -G until the residual has shrunk by `stop`, or is `enough`."
     r = -G
     p = z = precondition(r)
-    d, rz = torch.zeros_like(r), (r * z).sum()
-    first = rz
+    d, rz = torch.zeros_like(r), (first := (r * z).sum())
     for _ in range(most):
-        q = H(p)
-        curvature = (p * q).sum()
+        curvature = (p * (q := H(p))).sum()
         if not curvature > 0 or not rz > 0:
             break
         a = rz / curvature
@@ -212,8 +225,7 @@ def _slope(problem, Z, U, t):
         u = u - u.gather(0, problem.y[None, s])  # against the own class, so that nothing cancels where a row is sure
         pu = torch.softmax(z.double() + t * u, 0).mul_(u)
         m = pu.sum(0)
-        sums[0] += w @ m
-        sums[1] += w @ (pu.mul_(u).sum(0) - m * m)
+        sums += torch.stack([w @ m, w @ (pu.mul_(u).sum(0) - m * m)])
     return total(sums).tolist()
 
 
@@ -234,7 +246,7 @@ def _line_search(problem, V, Z, d, U, l2, first):
     return low  # where F still falls
 
 # %% ../nbs/E_solver.ipynb #60cb030e
-def _solve(problem, l2, tol, spectrum, V, dtype):
+def _solve(problem, l2, tol, least_l2, V, dtype):
     "Newton's method from V to a gap of tol / 2, as far as one can say before the best bias is found; whether it came there."
     Z, first, best, least, stalled = _Logits(problem, V, dtype), None, math.inf, math.inf, 0
     for _ in range(500):  # ten to twenty do
@@ -242,13 +254,17 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
         G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
         G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
-        norm = G.norm().item()
-        gap = norm**2 / (2 * l2)  # of the bias too: where it is moved, the gradient by the weights changes as much
+        gap = (norm := G.norm().item()) ** 2 / (
+            2 * l2
+        )  # of the bias too: where it is moved, the gradient by the weights changes as much
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
             break
-        precondition, H = _preconditioner(S, l2, spectrum, dtype), _hessian(problem, Z, l2, dtype)
+        precondition, H = (
+            _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype),
+            _hessian(problem, Z, l2, dtype),
+        )
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
         U = _Logits(problem, d, dtype)
@@ -258,16 +274,6 @@ def _solve(problem, l2, tol, spectrum, V, dtype):
     return V, there
 
 # %% ../nbs/E_solver.ipynb #3b9feefd
-def _prepare(problem):
-    "The problem to iterate on, and the way back."
-    if problem.n >= problem.x.shape[1]:
-        return problem, lambda V: V
-    # fewer rows than columns: features [N, N] with the same inner products, and the way back to D columns
-    to, x = torch.linalg.qr(((problem.rows(slice(None)).double() - problem.mean) / problem.scale).T)
-    small = Problem(x.T.contiguous(), problem.y, problem.w, len(problem.classes))
-    return small, lambda V: torch.cat([V[:, :-1] / small.scale @ to.T, V[:, -1:]], 1)
-
-
 def _ahead(solved, l2):
     "Where the path is going: the line through its last two heads, as functions of log l2."
     if len(solved) < 3 or l2 == 0:
@@ -322,21 +328,21 @@ def newton_path(
     tol: float,  # Largest certified gap, > 0
 ) -> Iterator[tuple[float, Tensor, Tensor, float, float]]:  # l2, W [C, D], b [C], F and the certified gap
     "A certified head for every l2, with one preparation for all of them. ValueError where there is no minimiser."
-    small, back = _prepare(problem)
-    unit = problem.scale * (1 if small is problem else small.scale)
-    start = torch.cat([small.mean.new_zeros(len(small.share), small.x.shape[1]), small.share.log()[:, None]], 1)
+    unit, start = problem.scale, problem.mean.new_zeros(len(problem.share), problem.x.shape[1] + 1)
+    start[:, -1] = problem.share.log()
     solved = [(math.inf, _centred(start))]
-    exact = small.n * small.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15  # no shortcut, or none that float32 can take
+    exact = (
+        problem.n * problem.x.shape[1] < 1e6 or not 1e-15 < unit < 1e15
+    )  # no shortcut, or none that float32 can take
     wide = torch.float64 if exact else torch.float32
-    spectrum = _spectrum(small, 8 * small.x.shape[1], wide, min(l2s) / unit**2)
     absent = (problem.num_classes - len(problem.classes)) * math.exp(-40)  # what their probability adds to the loss
-    for l2 in tqdm(sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
+    for l2 in tqdm(l2s := sorted(set(l2s), reverse=True), "heads", delay=2, leave=False):
         V = _ahead(solved, l2)
         for k, dtype in enumerate([wide] + 12 * [torch.float64]):
             scaled = max(l2 / unit**2, 1e-26) if l2 else _TINY
-            V, there = _solve(small, scaled, tol / 10**k, spectrum, V, dtype)  # its gap is an estimate
-            head, loss, gap = _certified(problem, back(V), l2 / problem.scale**2, tol)
-            gap, V = gap + absent, torch.cat([V[:, :-1], head[:, -1:]], 1)  # on from the best bias
+            V, there = _solve(problem, scaled, tol / 10**k, l2s[-1] / unit**2, V, dtype)  # its gap is an estimate
+            head, loss, gap = _certified(problem, V, l2 / unit**2, tol)
+            gap, V = gap + absent, head  # on from the best bias
             if not gap > tol or (dtype == torch.float64 and not there):
                 break
         solved.append((l2, V))

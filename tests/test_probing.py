@@ -582,3 +582,11 @@ def test_what_is_plainly_meant_is_done():
     a = solve_head(TOY, 3, 0.1, weights=np.arange(12), class_weights=[1, 2, 3])
     b = solve_head(TOY, 3, 0.1, weights=torch.arange(12), class_weights=torch.tensor([1.0, 2.0, 3.0]))
     assert a.loss == b.loss and torch.equal(a.logits(X.numpy()), a.logits(X))
+
+
+@pytest.mark.parametrize("n, d, c, l2", [(300, 700, 4, 1e-4), (900, 600, 3, 1e-7)])
+def test_wide_features_of_which_a_sketch_is_known_at_first(n, d, c, l2):
+    f = random_problem(n, d, c, seed=19, decay=0.5)
+    p = solve_head(f, c, l2, tol=1e-10)
+    assert p.gap <= 1e-10 and head_gap(p.W, p.b, f.x, f.y, l2) <= 2e-10
+    assert abs(p.loss - sklearn_loss(f, l2)) < 1e-6
