@@ -7,7 +7,6 @@ __all__ = ['key_parts', 'cache_key', 'Cache', 'cached']
 
 # %% ../nbs/K_cache.ipynb #20188494
 import json
-import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 from .data import Loader
+from .engines import cache_folder
 from .features import Features, extract
 from .identity import differs, identity
 from .processes import alone, my_rows
@@ -94,9 +94,7 @@ def cache_key(
 class Cache:
     "A folder of features, one file a key. List it, size it, clear it."
 
-    folder: Path = field(
-        default_factory=lambda: Path(os.environ.get("SFT_NB_CACHE", Path.home() / ".cache" / "sft_nb"))
-    )
+    folder: Path = field(default_factory=cache_folder)
 
     def __post_init__(self):
         self.folder = Path(self.folder).expanduser()

@@ -114,7 +114,7 @@ def _remember(key, told):
     with suppress(OSError, ValueError):
         kept = dict(json.loads(path.read_text()))
     with suppress(StoreError), replacing(path) as f:  # a folder that cannot be written to: it is measured again
-        f.write(json.dumps(kept | {key: told}).encode())
+        f.write(json.dumps(kept | {key: {n: t for n, t in told.items() if t[0] < float("inf")}}).encode())  # no failure
 
 # %% ../nbs/ZD_engines.ipynb #e291001a
 class Engine:
@@ -189,7 +189,8 @@ def _try(engine, name, queue, few, want, n, taken=False):
                 useful += took
             wrong = engine.agrees(run(few), want)
     except Exception as e:  # a layer that does not know the layout fails in its own way: no faster, and nothing is lost
-        wrong = f"cannot be computed ({type(e).__name__}: {e})"
+        wrong = f"cannot be computed ({type(e).__name__}: {str(e)[:60].partition(chr(10))[0]})"
+        engine.told[name] = float("inf"), 0.0
     ready = clock() - began - (0.0 if wrong else useful)
     engine.lost += ready
     if wrong:
@@ -197,7 +198,8 @@ def _try(engine, name, queue, few, want, n, taken=False):
         return [engine.eager(xb) for xb in held]
     if len(held) > WAYS[name].warm:  # else the rows were too few to tell
         engine.told[name] = took / len(held[-1]), ready
-    if taken or engine.told.get(name, (float("inf"),))[0] < 0.97 * engine.told[engine.name][0]:
+    times = [engine.told.get(n, (float("inf"),))[0] for n in (name, engine.name)]
+    if taken or times[0] < 0.97 * times[1]:
         engine.name, engine.run = name, run
     return out
 
@@ -260,6 +262,8 @@ def __call__(
 def _search(self: Engine, queue, few, want, n):
     "The rows of the pieces on which ways are tried, if any is."
     ways = _ways(few, self.dtype)
+    if self.wish not in ("", *ways):
+        self.failed[self.wish] = "cannot be computed: it does not suit the input or the machine"
     key = _key(self.phi, few, n, self.dtype, ways)
     known = _recall(key)
     self.told |= known

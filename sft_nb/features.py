@@ -173,10 +173,17 @@ def _total(dl):
 
 
 def _say_why(engine):
-    if engine.name == "eager" and engine.dtype != torch.float32 and engine.failed:
-        judged = [why for why in engine.failed.values() if not why.startswith("cannot")]
-        why = [*judged, "cannot be computed"][0]
-        warnings.warn(f"{engine.dtype} features of this backbone {why}: computing in float32", stacklevel=3)
+    "What was asked for and cannot be had; that no way pays is no news."
+    if engine.name != "eager" or not engine.failed:
+        return
+    why = [*(w for w in engine.failed.values() if not w.startswith("cannot")), *engine.failed.values()][0]
+    if engine.dtype != torch.float32:
+        told = (
+            f"{engine.dtype} features of this backbone {why.partition(' (')[0].partition(':')[0]}: computing in float32"
+        )
+        warnings.warn(told, stacklevel=3)
+    elif engine.wish:
+        warnings.warn(f"features by the engine {engine.wish!r} {why}: computing eagerly", stacklevel=3)
 
 # %% ../nbs/04_features.ipynb #04e10005
 def extract(

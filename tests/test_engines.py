@@ -177,6 +177,28 @@ def test_a_set_of_unknown_length_and_an_empty_one(clock, monkeypatch):
     assert list(Engine(Phi(nn.Identity(), lambda z, n: z), 0)([])) == []
 
 
+def test_a_way_that_fails_is_not_tried_again_in_this_session(clock, monkeypatch, forgetful):
+    tried = []
+
+    def build(phi, xb, dtype):
+        tried.append(1)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(engines, "WAYS", {"bad": Way(build, lambda xb, dtype: True, (0.0, 0.0))})
+    phi = Phi(Slow(clock, 0.01), lambda z, n: z)
+    for _ in range(2):
+        assert torch.equal(*run(Engine(phi, 4000), 4000))
+    assert len(tried) == 1 and "bad" not in forgetful.read_text()
+
+
+def test_a_wish_that_cannot_be_had_is_told():
+    with pytest.warns(
+        UserWarning, match="by the engine 'packed' cannot be computed: it does not suit .*: computing eagerly"
+    ):
+        f = extract(Tokens().eval(), [(torch.randint(0, 50, (8, 7)), [0] * 8)], engine="packed")
+    assert f.engine == "eager"
+
+
 def test_an_unknown_engine_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="no engine 'turbo'; there are eager, channels last, graph, packed"):
         extract(nn.Flatten(), [(torch.zeros(2, 3), [0, 1])], engine="turbo")
@@ -239,6 +261,7 @@ def test_every_way_on_every_kind_of_input_is_right_or_refused_and_quiet(make, na
     before = torch.jit.onednn_fusion_enabled(), torch.is_autocast_enabled("cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", f"features by the engine '{name}' .*: computing eagerly")
         f = extract(net, batches, engine=name)
     assert relative_error(f.x, want) < EXACT and f.engine.startswith(("eager", name))
     assert (torch.jit.onednn_fusion_enabled(), torch.is_autocast_enabled("cpu")) == before
