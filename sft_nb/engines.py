@@ -26,7 +26,7 @@ from .store import StoreError, replacing
 from .ways import EXACT, WAYS, Phi, _float, _pictures, relative_error
 
 # %% ../nbs/ZD_engines.ipynb #e2910014
-SPARE = 0.03  # of eager's time: what may be lost by looking for something faster
+SPARE = {True: 0.03, False: 0.15}  # of eager's time: what may be lost by looking; more where half precision is allowed
 LEAST = 0.02  # seconds: for less no way is prepared
 GAIN = 0.1  # of the time that is left: what another way may be expected to save, once one has been found
 
@@ -208,7 +208,8 @@ def _cost(engine, name, rows):
     "Seconds that a try may lose: as remembered, or as the table guesses with the rows that are compared."
     fixed, each = WAYS[name].seconds
     layers = sum(not [*m.children()] for m in engine.phi.modules())
-    return engine.told[name][1] if name in engine.told else fixed + each * layers + rows * engine.told["eager"][0]
+    compared = rows * engine.told["eager"][0] * (1 if engine.dtype == torch.float32 else 0.5)
+    return engine.told[name][1] if name in engine.told else fixed + each * layers + compared
 
 
 def _best(engine, ways):
@@ -221,7 +222,7 @@ def _worth(engine, name, rows):
     "Whether an unknown way costs less than what may be lost, and what the rows that are left will save."
     slow = engine.told["eager"][0]
     fast = engine.told.get(engine.name, (slow,))[0]
-    spare = SPARE * engine.total * slow - engine.lost + (slow - fast) * engine.left
+    spare = SPARE[engine.dtype == torch.float32] * engine.total * slow - engine.lost + (slow - fast) * engine.left
     spare = spare if engine.name == "eager" else min(spare, GAIN * fast * engine.left)
     return not engine.wish and name not in engine.told and _cost(engine, name, rows) < spare
 
@@ -250,14 +251,16 @@ def __call__(
     z, took = _timed(self.eager, xb)
     self.told["eager"], self.left = (took / len(xb), 0.0), max(0, self.total - len(xb))
     yield z
-    if self.wish != "eager" and (self.wish or (self.left and SPARE * self.total * took / len(xb) > LEAST)):
+    if self.wish != "eager" and (
+        self.wish or (self.left and SPARE[self.dtype == torch.float32] * self.total * took / len(xb) > LEAST)
+    ):
         yield from self._search(queue, xb[:few], z[:few], n)
     if size > 1 and not rank:
         first(torch.tensor(names.index(self.name)))
     while (xb := queue.take(None if self.name == "eager" else n)) is not None:
         yield self.run(xb)
 
-
+# %% ../nbs/ZD_engines.ipynb #e2910060
 @patch
 def _search(self: Engine, queue, few, want, n):
     "The rows of the pieces on which ways are tried, if any is."

@@ -1,4 +1,4 @@
-"Chapter 16: its stand-in files are what torchvision publishes, and its switch says what is missing."
+"Appendix ZE: its stand-in files are what torchvision publishes, and its switch says what is missing."
 
 import tarfile
 
@@ -10,7 +10,7 @@ from notebook import load, source
 from torchvision.datasets import CIFAR10
 from torchvision.models import ResNet50_Weights
 
-CELLS = {c["id"]: source(c) for c in load(ROOT / "nbs" / "16_images.ipynb")["cells"] if c["cell_type"] == "code"}
+CELLS = {c["id"]: source(c) for c in load(ROOT / "nbs" / "ZE_full_size.ipynb")["cells"] if c["cell_type"] == "code"}
 STAND_INS, FILES = ["17a00003", "17a00004", "17a00006", "17a00008", "17a00010", "17a00011"], "17a00013"
 
 
