@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = int(os.environ.get("NOTEBOOK_LIMIT", 900))  # seconds for all of them
+LIMIT = int(os.environ.get("NOTEBOOK_LIMIT", 1500))  # seconds for all of them
 
 
 def environment() -> dict[str, str]:

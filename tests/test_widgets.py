@@ -690,6 +690,21 @@ def upload(widget, content, name="x"):
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def drawn_world(monkeypatch):
+    "Whether the weights of the large network lie on this machine is no matter of a test."
+    monkeypatch.setattr(pictures, "usual_network", lambda: "pocket")
+
+
+def test_it_begins_with_a_network_that_has_seen_photographs_where_one_is_here(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert pictures.usual_network() == OwnPictures().board.pretrained.value == "pocket"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "sft_nb-efficientnet_lite0.pth").touch()
+    assert pictures.usual_network() == OwnPictures().board.pretrained.value == "efficientnet_lite0"
+
+
 def test_from_a_folder_to_a_file_and_back(tmp_path):
     own = OwnPictures(folder(tmp_path / "mine"))
     b = own.board
