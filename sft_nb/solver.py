@@ -184,8 +184,11 @@ def _hessian(problem, Z, l2, dtype):
 
 def _preconditioner(S, l2, spectrum, dtype):
     "The inverse of curvature x covariance + l2, which is H where the two are independent."
-    a, R = torch.linalg.eigh(S)
-    least = max(1e-12 * a[-1].item(), 1e-300)  # no curvature at all: every row is sure, or there is one class
+    size = S.abs().max().clamp(min=1e-300)  # LAPACK gives up on numbers near the smallest that there are
+    a, R = torch.linalg.eigh(S / size)
+    least = max(
+        1e-12 * (a := a * size)[-1].item(), 1e-300
+    )  # no curvature at all: every row is sure, or there is one class
     free = R[:, 1:] / a[1:].clamp(min=least).sqrt()  # a[0] = 0 belongs to what all classes share
     inverse, R, a, (values, Q, rest) = (free @ free.T).to(dtype), R.to(dtype), a.clamp(min=0)[:, None], spectrum
     Q, scale, other = Q.to(dtype), (1 / (a * values + l2)).to(dtype), (1 / (a * rest + l2)).to(dtype)
@@ -254,9 +257,8 @@ def _solve(problem, l2, tol, least_l2, V, dtype):
         G = problem.lift(Q, g)
         G[:, :-1] += l2 * V[:, :-1]
         G, F = _centred(G), loss + l2 / 2 * V[:, :-1].square().sum().item()
-        gap = (norm := G.norm().item()) ** 2 / (
-            2 * l2
-        )  # of the bias too: where it is moved, the gradient by the weights changes as much
+        norm = G.norm().item()  # of the bias too: where it is moved, the gradient by the weights changes as much
+        gap = norm**2 / (2 * l2)
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
