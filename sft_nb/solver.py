@@ -186,9 +186,8 @@ def _preconditioner(S, l2, spectrum, dtype):
     "The inverse of curvature x covariance + l2, which is H where the two are independent."
     size = S.abs().max().clamp(min=1e-300)  # LAPACK gives up on numbers near the smallest that there are
     a, R = torch.linalg.eigh(S / size)
-    least = max(
-        1e-12 * (a := a * size)[-1].item(), 1e-300
-    )  # no curvature at all: every row is sure, or there is one class
+    a = a * size
+    least = max(1e-12 * a[-1].item(), 1e-300)  # no curvature at all: every row is sure, or there is one class
     free = R[:, 1:] / a[1:].clamp(min=least).sqrt()  # a[0] = 0 belongs to what all classes share
     inverse, R, a, (values, Q, rest) = (free @ free.T).to(dtype), R.to(dtype), a.clamp(min=0)[:, None], spectrum
     Q, scale, other = Q.to(dtype), (1 / (a * values + l2)).to(dtype), (1 / (a * rest + l2)).to(dtype)
@@ -263,10 +262,8 @@ def _solve(problem, l2, tol, least_l2, V, dtype):
         stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
         if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
             break
-        precondition, H = (
-            _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype),
-            _hessian(problem, Z, l2, dtype),
-        )
+        precondition = _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype)
+        H = _hessian(problem, Z, l2, dtype)
         stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
         U = _Logits(problem, d, dtype)
