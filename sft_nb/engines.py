@@ -48,8 +48,8 @@ def _timed(f, xb):
 
 
 def _piece(xb):
-    "Rows in a piece: about a million numbers, from 8 to 64 rows, and the batch in equal pieces of them."
-    most = min(64, max(8, 1 << max(0, ((1 << 20) // max(1, xb[0].numel())).bit_length() - 1)))
+    "Rows in a piece: about a million numbers, but 8 rows at least, and the batch in equal pieces of them."
+    most = max(8, 1 << max(0, ((1 << 20) // max(1, xb[0].numel())).bit_length() - 1))
     return -(-len(xb) // -(-len(xb) // most))
 
 
@@ -172,7 +172,10 @@ def _prepared(engine, name, few, n):
     way = WAYS[name]
     example = torch.cat([few, few[-1:].expand(max(0, n - len(few)), *few.shape[1:])])[:n]
     run = way.build(engine.phi, example, engine.dtype)
-    return _padded(run, n) if way.fixed else run
+    if not way.fixed:
+        return run
+    fits, padded = example.shape[1:], _padded(run, n)
+    return lambda xb: padded(xb) if xb.shape[1:] == fits else engine.eager(xb)  # a sentence of another length, say
 
 
 def _try(engine, name, queue, few, want, n, taken=False):
@@ -271,6 +274,16 @@ def _search(self: Engine, queue, few, want, n):
     known = _recall(key)
     self.told |= known
     best = self.wish or (_best(self, ways) if known else "")
+    worth = any(_worth(self, name, len(few)) for name in ways)
+    if (
+        worth and not known and (xb := queue.take(queue.done)) is not None
+    ):  # the first batch held eager's own warming up
+        z, took = _timed(self.eager, xb)
+        self.told["eager"], self.left = (
+            (min(took / len(xb), self.told["eager"][0]), 0.0),
+            max(0, self.total - queue.done),
+        )
+        yield z
     for name in sorted(ways, key=lambda name: name != best):
         if name == best or _worth(self, name, len(few)):
             yield from _try(self, name, queue, few, want, n, name == best)

@@ -122,7 +122,7 @@ class Way:
     build: Callable
     suits: Callable[[Tensor, torch.dtype], bool]  # The input and the type of the numbers
     seconds: tuple[float, float]  # To prepare it: for any network, and for each of its layers
-    fixed: bool = False  # It takes as many rows as the example had
+    fixed: bool = False  # It takes as many rows as the example had, of the same shape
     warm: int = 1  # Runs until it is as fast as it gets
 
 

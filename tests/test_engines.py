@@ -163,6 +163,42 @@ def test_a_way_that_fails_in_the_middle_loses_no_row(clock, monkeypatch):
     assert engine.name == "eager" and engine.failed["frail"] == "cannot be computed (RuntimeError: out of paper)"
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_rows_of_another_shape_are_right_too(clock, monkeypatch, fixed):
+    "Sentences of many lengths: what was prepared for one length is not asked about another."
+
+    def build(phi, xb, dtype):
+        length = xb.shape[1]
+
+        def run(xb):
+            clock.now += 0.001 * len(xb)
+            return xb[:, :length].sum(1, keepdim=True) if fixed else xb.sum(1, keepdim=True)  # deaf to what is beyond
+
+        return run
+
+    monkeypatch.setattr(engines, "WAYS", {"good": Way(build, lambda xb, dtype: True, (0.1, 0.0), fixed=fixed)})
+    batches = [torch.rand(16, 3 + k % 4, dtype=torch.float64) for k in range(250)]
+    engine = Engine(Phi(Slow(clock, 0.01), lambda z, n: z), 4000, wish="good")
+    rows = torch.cat([*engine(batches)])
+    assert engine.name == "good" and torch.allclose(rows[:, 0], torch.cat([b.sum(1) for b in batches]))
+
+
+def test_eagers_own_warming_up_is_no_reason_to_leave_it(clock, monkeypatch):
+    class Cold(Slow):
+        "The first call takes long."
+
+        warm = False
+
+        def forward(self, xb):
+            clock.now += 0.0 if self.warm else 0.05 * len(xb)
+            self.warm = True
+            return super().forward(xb)
+
+    ways(monkeypatch, clock, alike=(0.1, 0.0099, 0.0))
+    engine = Engine(Phi(Cold(clock, 0.01), lambda z, n: z), 4000)
+    assert torch.equal(*run(engine, 4000)) and engine.name == "eager"
+
+
 def test_half_precision_is_a_permission(clock, monkeypatch):
     "A short set is computed in full, whatever was allowed, and nothing is said of it."
     ways(monkeypatch, clock, good=(1.0, 0.001, 0.0))
