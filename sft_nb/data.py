@@ -123,9 +123,7 @@ def shuffled(
 # %% ../nbs/01_data.ipynb #370137a3
 def load_split(
     name: str | os.PathLike,  # One of `zoo.tasks()`, or the path of a folder or a zip of pictures
-    root: str
-    | os.PathLike
-    | None = None,  # The folder that holds CIFAR-10 or the photographs; the usual places if None
+    root: str | os.PathLike | None = None,  # Where its files lie; the usual places if None
     size: int | None = None,  # Of a row, such as a picture's side: `Pretrained.size` fits a network
 ) -> Split:
     "A task by its name, whichever world has it."

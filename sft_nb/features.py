@@ -21,7 +21,7 @@ from .engines import Engine
 from .objective import head_loss
 from .processes import alone, my_batches, rank_and_size
 from .solver import Problem, newton_path
-from .ways import Phi
+from .ways import Phi, _float
 
 # %% ../nbs/04_features.ipynb #0961348c
 def _labels(y):
@@ -111,7 +111,7 @@ def _layer(backbone, layer):
 
     def phi(xb):
         seen.update(n=len(xb), z=None)
-        net(xb.float() if xb.is_floating_point() else xb)
+        net(_float(xb))
         if seen["z"] is None:
             raise ValueError(f"the layer {layer!r} is not called when the backbone runs: name the one that holds it")
         return seen["z"]
@@ -191,7 +191,7 @@ def extract(
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches: a `Loader`, a torch DataLoader, pairs of tensors or NumPy arrays
     dtype: torch.dtype = torch.float32,  # Of a network: bfloat16 may be used, where it is faster and a head does not notice
     layer: str = "",  # Of a network, a layer's name: its output instead of the last; the last one where it runs several times
-    engine: str = "",  # "eager" or a name of `engines.WAYS` to look at nothing else; eager is the same to the bit everywhere
+    engine: str = "",  # "eager" or a name of `ways.WAYS` to look at nothing else; eager is the same to the bit everywhere
 ) -> Features:  # float32 [N, D], where the backbone is; of several processes in each the rows of its own batches
     """phi(x) of every example in eval mode, by the fastest way that agrees with the plain one: `Features.engine` names it.
 
@@ -216,7 +216,6 @@ def extract(
             out = [phi(xb) for xb in inputs()]
     if not out:
         raise ValueError("there is nothing to extract: the loader gave no batch")
-    feats = Features(
-        torch.cat(out), torch.cat(ys), str(phi) if isinstance(phi, Engine) else ""
-    )  # ordinary tensors again
+    told = str(phi) if isinstance(phi, Engine) else ""
+    feats = Features(torch.cat(out), torch.cat(ys), told)  # ordinary tensors again
     return feats if counts else feats[:0]

@@ -149,13 +149,6 @@ def _folded(note):
     return "".join(f"<details><summary>{escape(said)}</summary>{escape(names)}</details>" for said, _, names in lines)
 
 
-def _seen(pre):
-    "What a network has seen before, in words: beside every accuracy, for it decides much of it."
-    return f"{pre.name}, " + (
-        f"trained on {pre.trained_on}" if pre.trained_on else "of which it is not stated what it saw"
-    )
-
-
 def _report(learned, mistakes=8):
     "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
     s, test = learned.score(), learned.test
@@ -172,7 +165,7 @@ def _report(learned, mistakes=8):
         '<div style="display: grid; grid-template-columns: minmax(0, 1fr)">'  # no wider than the page: the table scrolls
         f"<p>{s.accuracy:.0%} of {len(test)} test pictures are right ({s.low:.0%} to {s.high:.0%}); learned from "
         f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}. "
-        f"The network: {escape(_seen(learned.pre))}.</p>{_folded(learned.note)}{scrolled}"
+        f"The network: {escape(str(learned.pre))}.</p>{_folded(learned.note)}{scrolled}"
         + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(thumbnail, test.x[bad]), names)}</div></div>"
     )  # fmt: skip
 

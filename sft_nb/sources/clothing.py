@@ -25,7 +25,7 @@ from PIL import Image
 
 from ..core import unknown
 from ..data import Images, Split
-from ..fetch import alone, data_folders, fetch_blobs
+from ..fetch import data_folders, fetch_blobs, in_turn
 from .vision import read_picture
 from ..store import as_path, check_writable, replacing
 
@@ -113,7 +113,7 @@ def bring(
         with replacing(folder / of[original].picture) as f:
             f.write(small(blob))
 
-    with alone(folder / "photographs"):
+    with in_turn(folder / "photographs"):
         try:
             others = fetch_blobs(SOURCE, {n: p.git_blob_sha1 for n, p in of.items()}, keep, name)
         except OSError as e:
