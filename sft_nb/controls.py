@@ -108,7 +108,7 @@ def _control(f):
 
     known, look = known_names(f), dict(description=f.name.replace("_", " "), style=dict(description_width="6.5em"))
     look["layout"] = W.Layout(width="auto", min_width="0", max_width="22em", flex="1 1 15em")
-    if f.metadata.get("folder"):
+    if f.metadata.get("opens"):
         return W.Combobox(options=known, ensure_option=False, continuous_update=False, **look)
     if known:
         return W.Dropdown(options=known, **look)

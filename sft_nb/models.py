@@ -122,7 +122,7 @@ class Pretrained:
     "A pre-trained network taken apart. Never changed: `adapt` copies."
 
     backbone: nn.Module  # phi: what the transform gives -> features [N, num_features]
-    head: nn.Linear  # The source task's own
+    head: nn.Linear | None  # The source task's own; None where there was none, as in an encoder of texts
     transform: Callable[[Tensor], Tensor]  # Stored rows [N, ...] -> the backbone's input
     num_features: int
     name: str
@@ -178,7 +178,7 @@ def from_network(
 
 
 def load_pretrained(
-    name: str,  # One of `zoo.networks()`: "pocket", "resnet50", any torchvision classification network, ...
+    name: str,  # One of `zoo.networks()`: "pocket", "resnet50", any torchvision classification network, ...; or a folder
 ) -> Pretrained:
     "theta_pre by its name, in eval mode, whichever world has it."
     return zoo.network(name)
@@ -187,7 +187,7 @@ def load_pretrained(
 @patch
 def __str__(self: Pretrained) -> str:
     "Name, size, what it was trained on, licence and digest, in one line."
-    n = sum(p.numel() for m in (self.backbone, self.head) for p in m.parameters())
+    n = sum(p.numel() for m in (self.backbone, self.head) if m is not None for p in m.parameters())
     said = [f"{self.name}: {n:,} parameters", f"reads {self.called}, rows of {list(self.example.shape)}"]
     said += [f"trained on {self.trained_on}" if self.trained_on else "what it was trained on is not stated"]
     said += [f"licence {self.licence}"] if self.licence else []

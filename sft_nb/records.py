@@ -55,8 +55,9 @@ def _name(f, value):
     known = known_names(f)
     if isinstance(value, str) and value in known:
         return str(value)
-    path = as_path(value) if f.metadata.get("folder") and value and isinstance(value, str | os.PathLike) else None
-    if not path or zoo.reader(path) is None:
+    opens = f.metadata.get("opens")
+    path = as_path(value) if opens and value and isinstance(value, str | os.PathLike) else None
+    if not path or opens(path) is None:
         raise unknown(f.name, value, known)
     path = str(path)  # pics, pics/ and ./pics are one
     if path.encode(errors="replace") != path.encode(errors="surrogateescape"):
@@ -88,9 +89,14 @@ def _checked(f, value):
 class Config:
     "One experiment, whole: its record can be made again from this and nothing else."
 
-    pretrained: str = _option("pocket", "theta_pre, by a name that load_pretrained knows", known=zoo.networks)
+    pretrained: str = _option(
+        "pocket",
+        "theta_pre, by a name that load_pretrained knows, or a folder of it",
+        known=zoo.networks,
+        opens=zoo.holder,
+    )
     task: str = _option(
-        "digits_wild", "the target by name, or a folder or zip of your own", known=zoo.tasks, folder=True
+        "digits_wild", "the target by name, or a folder or zip of your own", known=zoo.tasks, opens=zoo.reader
     )
     strategy: str = _option("linear_probing", "what fine-tuning does, chapter 11", known=lambda: tuple(STRATEGIES))
     shots: int = _option(10, "labels per class", low=1, high=100_000)
@@ -115,9 +121,11 @@ class Config:
     def key(
         self,
         data: str = "",  # What a folder holds, as in a Record
+        theta: str = "",
     ) -> tuple:
         "What makes two experiments the same: every field, but a folder by what it holds."
-        return (data or self.task, *(v for k, v in vars(self).items() if k != "task"))
+        rest = (v for k, v in vars(self).items() if k not in ("task", "pretrained"))
+        return (data or self.task, theta or self.pretrained, *rest)
 
 # %% ../nbs/P_records.ipynb #12c0de4a
 def check_fields(
@@ -173,6 +181,7 @@ class Record:
     revision: str = field(default="", compare=False)  # Of the code, + where it was not committed; empty outside git
     when: str = field(default="", compare=False)  # UTC
     data: str = ""  # What a folder of your own held: its `zoo.digest`; empty for a task by name
+    theta: str = ""  # The weights in a folder of your own: their `zoo.theta_digest`; empty for a network by name
 
     @property
     def accuracy(self) -> float | None:
@@ -182,7 +191,7 @@ class Record:
     @property
     def key(self) -> tuple:
         "What makes two records the same experiment: everything in the Config, a folder by what it held."
-        return self.config.key(self.data)
+        return self.config.key(self.data, self.theta)
 
     def row(self) -> dict[str, Any]:
         "Flat: the Config's fields, the scores, the results, the price."

@@ -29,10 +29,11 @@ from .strategies import strategy
 # %% ../nbs/Q_sweeps.ipynb #12c0de4b
 def _known(configs, path):
     "The experiments in order, by what makes them the same; the records that a file holds; the keys that it does not."
-    contents = {task: zoo.digest(task) for task in {c.task for c in configs}}
+    data = {task: zoo.digest(task) for task in {c.task for c in configs}}
+    theta = {name: zoo.theta_digest(name) for name in {c.pretrained for c in configs}}
     wanted = {}
     for c in configs:
-        wanted.setdefault(c.key(contents[c.task]), c)
+        wanted.setdefault(c.key(data[c.task], theta[c.pretrained]), c)
     done = {r.key: r for r in read_records(path)}
     left = first(torch.tensor([key not in done for key in wanted], dtype=torch.int64))  # all do what the first reads
     return wanted, done, [key for key, todo in zip(wanted, left.tolist(), strict=True) if todo]
