@@ -146,11 +146,11 @@ def prepare(
     keep: Path | str | None = None,  # As for `run`
     every: int | None = None,
 ) -> Setting:
-    "Load what an experiment needs; a folder's rows in the size that theta_pre wants."
+    "Load what an experiment needs; pictures in the size that is asked for, or that theta_pre wants."
     need_device(config.device)
     _log.info("reading %s and %s", config.pretrained, config.task)
     pre = load_pretrained(config.pretrained)
-    task = load_split(config.task, size=pre.size)
+    task = load_split(config.task, size=config.size or pre.size)
     pre.check(task.train)
     few = few_shot(task.train, config.shots, config.seed)
     return Setting(config, pre, few, task, zoo.digest(config.task), zoo.theta_digest(config.pretrained), keep, every)

@@ -108,6 +108,7 @@ class Config:
     epochs: int = _option(10, "passes over the labelled examples, all phases together", low=1, high=10_000)
     batch_size: int = _option(32, "examples in a step", low=1, high=100_000)
     augment: int = _option(2, "largest random shift of pictures in training, in pixels", low=0, high=64)
+    size: int = _option(0, "a picture's side in pixels; 0: as theta_pre was trained", low=0, high=2048)
     device: str = _option("cpu", "where it runs", known=("cpu", "cuda", "mps"))
 
     def __post_init__(self):

@@ -93,7 +93,7 @@ def _decoded(path):
         warnings.warn(f"{path.name} is not UTF-8: it was read as Windows-1252", stacklevel=2)
         return raw.decode("cp1252", errors="replace")
 
-
+# %% ../nbs/ZF_texts.ipynb #7f100023
 def _json_lines(path, said):
     for k, line in enumerate(said.splitlines(), 1):
         if line.strip():

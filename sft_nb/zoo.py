@@ -65,10 +65,11 @@ def holder(
     name: str | os.PathLike,  # One of `networks()`, or a path
 ):  # A world, or None
     "The world that has a network of this name, or that reads one from the folder."
-    name, known = str(name), networks()
+    known = networks()
     if name in known:
         return worlds()[known[name]]
-    return next((w for w in worlds().values() if hasattr(w, "holds") and w.holds(name)), None)
+    is_path = bool(name) and isinstance(name, str | os.PathLike)
+    return next((w for w in worlds().values() if is_path and hasattr(w, "holds") and w.holds(str(name))), None)
 
 
 def ask(
@@ -77,10 +78,10 @@ def ask(
 ):
     "What the world of a network answers to its name; raises ValueError where there is no such network or function."
     if (world := holder(name)) is None:
-        raise unknown("model", str(name), networks())
+        raise unknown("model", name, networks())
     if (f := getattr(world, what, None)) is None:
         raise ValueError(f"the world of {str(name)!r} has no function {what}: take load_pretrained({str(name)!r})")
-    return f(str(name))
+    return f(name if isinstance(name, str) else str(name))
 
 
 def network(

@@ -12,8 +12,17 @@ FLOORS = {
     1: ["processes", "objective", "world", "store", "ways"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
-    4: ["models", "albums", "identity", "solver"],
-    5: ["sources.lite", "sources.pocket", "sources.vision", "features", "training", "evaluation", "peft"],
+    4: ["models", "albums", "identity", "solver", "texts"],
+    5: [
+        "sources.lite",
+        "sources.pocket",
+        "sources.vision",
+        "sources.text",
+        "features",
+        "training",
+        "evaluation",
+        "peft",
+    ],
     6: ["probing", "cache", "blocks", "deltas", "sources.clothing"],
     7: ["starts"],
     8: ["strategies", "transferability", "understanding"],
@@ -26,7 +35,11 @@ FLOORS = {
 }
 VIEWS = {"widgets", "controls", "dashboard", "pictures"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-OPTIONAL = {"sources.vision": {"pillow_heif"}, "ways": {"openvino"}}  # taken where it is installed, and never needed
+OPTIONAL = {
+    "sources.vision": {"pillow_heif"},
+    "ways": {"openvino"},
+    "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
+}  # taken where it is installed, and never needed
 PATHS = {".".join(p.relative_to(ROOT / "sft_nb").with_suffix("").parts): p for p in (ROOT / "sft_nb").rglob("*.py")}
 MODULES = sorted(m for m in PATHS if m.split(".")[-1] not in ("__init__", "_modidx"))
 RUNTIME = {

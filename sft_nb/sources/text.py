@@ -141,7 +141,7 @@ def holds(
     "Whether this is a folder, or looks like a name on the hub."
     return as_path(name).is_dir() or bool(_HUB.fullmatch(name) or _OLD.fullmatch(name))
 
-
+# %% ../../nbs/ZI_source_text.ipynb #7f200028
 def _folder(name):
     "Where the files are: the folder itself, or what the hub's own library has of the name or fetches."
     if as_path(name).is_dir():
