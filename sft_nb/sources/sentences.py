@@ -89,7 +89,7 @@ def _paragraphs(path, package):
             own = {package, package.strip("_"), path.stem, getattr(node, "name", "")} - {""}
             text = re.sub(rf"\b({'|'.join(map(re.escape, own))})\b", "X", " ".join(said.split()), flags=re.IGNORECASE)
             if len(text.split()) >= 5:
-                yield text[:400]
+                yield text[:200]
 
 # %% ../../nbs/ZG_source_sentences.ipynb #7f40000c
 def _of_files(topic):
@@ -113,6 +113,9 @@ def _by_file(groups, share, seed):
     return [t for g in test for t in g], [t for g in groups if g not in test for t in g]
 
 
+_MOST = 100, 50  # Texts of a topic to learn from and for the test: a laptop reads them in ten seconds
+
+
 def docstrings() -> Split:  # 10 classes, fewer where a Python comes without tkinter
     "The first paragraph of a documentation string, and its topic; no file is in the training and the test set."
     found = {topic: [*_of_files(topic)] for topic in TOPICS}
@@ -120,8 +123,12 @@ def docstrings() -> Split:  # 10 classes, fewer where a Python comes without tki
     rest, test, classes = [], [], tuple(found)
     for k, groups in enumerate(found.values()):
         held, kept = _by_file(groups, 0.3, k)
-        rest += [(t, k) for t in kept if t not in held]
-        test += [(t, k) for t in held]
+        few = [
+            [texts[i] for i in shuffled(len(texts), k).tolist()[:most]]
+            for texts, most in zip((kept, held), _MOST, strict=True)
+        ]
+        rest += [(t, k) for t in few[0] if t not in held]
+        test += [(t, k) for t in few[1]]
     said = {t for t, _ in test}
     ds = Texts(*_columns([(t, k) for t, k in rest if t not in said]))
     train, valid = stratified(ds, classes, (0.8,), 0)
