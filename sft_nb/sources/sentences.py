@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from functools import lru_cache
 from importlib.resources import files
-from itertools import product
+from itertools import count, cycle, product
 from pathlib import Path
 
 import torch
@@ -179,21 +179,21 @@ _FRAMES = (
 
 
 def _tagged(side, n):
-    "n sentences and the labels of their words; side 0 has every second name, side 1 the others."
+    "n different sentences and the labels of their words; side 0 has every second name, side 1 the others."
     with (files("sft_nb") / "sources" / "names.tsv").open(encoding="utf-8", newline="") as f:
         rows = [*csv.DictReader(f, delimiter="\t")]
-    deck = {k: [r["name"] for r in rows if r["kind"] == k][side::2] for k in _KINDS[1:]}
-    deck = {k: [names[i] for i in shuffled(len(names), 0).tolist()] for k, names in deck.items()}
-    frames, texts, labels = _FRAMES[side].split("|"), [], []
-    for k in range(n):
+    names = {k: [r["name"] for r in rows if r["kind"] == k][side::2] for k in _KINDS[1:]}
+    deck, seed, said = {k: [] for k in names}, count(), {}
+    for frame in cycle(_FRAMES[side].split("|")):
         words = []
-        for part in frames[k % len(frames)].split():
-            if kind := part.strip("{}") if part.startswith("{") else "":
-                deck[kind].append(deck[kind].pop(0))  # the next name, in turn
-            words += [(w, _KINDS.index(kind or "O")) for w in (deck[kind][-1] if kind else part).split()]
-        texts.append(" ".join(w for w, _ in words))
-        labels.append(torch.tensor([y for _, y in words]))
-    return Texts(texts, torch.nn.utils.rnn.pad_sequence(labels, True, -100))
+        for part in frame.split():
+            kind = part.strip("{}") if part.startswith("{") else ""
+            if kind and not deck[kind]:  # every name once, then all anew in another order
+                deck[kind] = [names[kind][i] for i in shuffled(len(names[kind]), next(seed)).tolist()]
+            words += [(w, _KINDS.index(kind or "O")) for w in (deck[kind].pop() if kind else part).split()]
+        said.setdefault(" ".join(w for w, _ in words), torch.tensor([y for _, y in words]))
+        if len(said) == n:
+            return Texts([*said], torch.nn.utils.rnn.pad_sequence([*said.values()], True, -100))
 
 
 def _names():
