@@ -16,10 +16,10 @@ from sft_nb.records import Config, grid
 from sft_nb.sweeps import sweep
 
 # Two rates each: a step of the whole network costs a second, so the search is narrower than the pocket world's
-LOW, HIGH = (0.0003, 0.001), (0.003, 0.01)
+LOW, MIDDLE, HIGH = (0.0003, 0.001), (0.001, 0.004), (0.003, 0.01)
 RATES = dict(
-    linear_probing=LOW, last_block=LOW, lp_ft=LOW, full=LOW, l2_sp=LOW, lora=(0.001, 0.003), bn_only=HIGH, bitfit=HIGH,
-    from_scratch=HIGH,
+    linear_probing=LOW, lp_ft=LOW, lora=(0.001, 0.003), full=MIDDLE, last_block=MIDDLE, l2_sp=MIDDLE, bn_only=HIGH,
+    bitfit=HIGH, from_scratch=HIGH,
 )  # fmt: skip
 L2S = (0.1, 1.0, 0.01, 0.001)  # the first is also that of LP-FT's solved head
 EPOCHS = {10: 10, 50: 3}  # labels per class -> epochs of 4 and of 16 batches: 40 and 48 steps
