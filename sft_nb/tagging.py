@@ -145,7 +145,7 @@ def read_conll(
         raise ValueError(f"{as_path(path).name} holds no sentence")
     return words[:-1], tags[:-1]
 
-
+# %% ../nbs/ZM_tagging.ipynb #7f50001b
 def tagged(
     words: Sequence[Sequence[str]],
     tags: Sequence[Sequence[str]],

@@ -186,7 +186,7 @@ def split_texts(
     ds = Texts(list(texts), torch.tensor([classes.index(label) for label in labels]))
     return Split(*(ds[i] for i in stratified(ds, classes, shares, seed)), classes)
 
-
+# %% ../nbs/ZF_texts.ipynb #7f100026
 def _parts(folder):
     "The tables of a folder that are called train, valid or test."
     names = dict(train=("train", "training"), valid=("valid", "validation", "dev", "val"), test=("test",))

@@ -15,7 +15,14 @@ from notebook import NOTEBOOKS, code_cells, load
 
 needs_make = pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), reason="needs make and sh")
 PROVIDES = {"PIL": "pillow", "sklearn": "scikit-learn", "cycler": "matplotlib", "IPython": "ipywidgets"}
-OPTIONAL = {"pillow_heif", "openvino"}  # used where it is installed, and not missed where it is not
+OPTIONAL = {
+    "pillow_heif",
+    "openvino",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "peft",
+}  # used where it is installed, and not missed where it is not
 
 
 def settings():

@@ -89,7 +89,7 @@ def counted_vectors(
     U, s, _ = randomized_svd(table, width, n_iter=3, random_state=0)
     return vocabulary, torch.from_numpy((U * np.sqrt(s)).astype(np.float32))
 
-
+# %% ../../nbs/ZJ_source_counts.ipynb #7f30001c
 def _file():
     "Where the vectors of these versions of the libraries are kept."
     told = ", ".join(f"{p} {version(_DISTRIBUTION.get(p, p))}" for p in PILE)

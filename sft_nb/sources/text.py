@@ -158,7 +158,7 @@ def _folder(name):
             f"({sentence(e)[:120]}): give a folder, or try again where there is a network"
         ) from e
 
-
+# %% ../../nbs/ZI_source_text.ipynb #7f200030
 def _weights(folder):
     "The files of weights; ValueError where there is none that is safe to read."
     if not (folder / "config.json").is_file():
