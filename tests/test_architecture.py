@@ -23,7 +23,7 @@ FLOORS = {
         "evaluation",
         "peft",
     ],
-    6: ["probing", "cache", "blocks", "deltas", "sources.clothing"],
+    6: ["probing", "cache", "blocks", "deltas", "adapters", "sources.clothing"],
     7: ["starts"],
     8: ["strategies", "transferability", "understanding"],
     9: ["resume", "rates", "records"],
