@@ -187,7 +187,7 @@ def _check_fit(folder, model, pairs, rank, head):
         if got != mine:
             raise ValueError(f"the head in {folder} is {got} and the model's {mine}: adapt it to as many classes")
 
-
+# %% ../nbs/ZL_adapters.ipynb #7fa0001b
 def load_adapter(
     model: nn.Module,  # Without LoRA, its base as it was; changed in place
     folder: Path | str,  # Of `save_adapter`, or of peft's `save_pretrained`
