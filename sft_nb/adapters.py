@@ -40,10 +40,9 @@ def _loras(net):
 
 
 def _places(net, layers):
-    "`target_modules` that mean these layers and no others: the ends of their names, or a pattern of them in full."
-    ends = sorted({n.rpartition(".")[2] for n in layers})
-    meant = {n for n, _ in net.named_modules() if n.rpartition(".")[2] in ends}
-    return ends if meant == {*layers} else "|".join(map(re.escape, layers))
+    "`target_modules` that mean these layers and no others: names in full; a pattern, where one is another's end."
+    both = any(other.endswith(f".{n}") for other, _ in net.named_modules() for n in layers)
+    return "|".join(map(re.escape, layers)) if both else [*layers]
 
 # %% ../nbs/ZL_adapters.ipynb #7fa0000e
 def _settings(loras):
@@ -106,7 +105,9 @@ def save_adapter(
     with ExitStack() as stack:  # the first to be entered is the last to get its name
         for file, data in files.items():
             if file != HEAD or head:
-                stack.enter_context(replacing(folder / file)).write(data)
+                part = stack.enter_context(replacing(folder / file))
+                part.write(data)
+                part.flush()
         for old in (CONFIG, HEAD):
             (folder / old).unlink(missing_ok=True)
     return folder
