@@ -229,10 +229,10 @@ def is_table(
 
 
 def table_digest(
-    path: Path,
+    path: Path | str,
 ) -> str:  # 64 hexadecimal digits
     "What tells one table, or folder of tables, from another: SHA-256 of what `read_texts` would read."
-    h = hashlib.sha256()
+    path, h = as_path(path), hashlib.sha256()
     for part, file in sorted(_parts(path).items()) if path.is_dir() else [("", path)]:
         h.update(part.encode() + hashlib.sha256(file.read_bytes()).digest())
     return h.hexdigest()

@@ -25,7 +25,7 @@ FLOORS = {
         "evaluation",
         "peft",
     ],
-    6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging"],
+    6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters"],
     7: ["starts", "sources.text"],
     8: ["strategies", "transferability", "understanding"],
     9: ["resume", "rates", "records"],

@@ -188,6 +188,10 @@ def theta_digest(
 # %% ../../nbs/ZI_source_text.ipynb #7f200012
 def _tokenise(folder, net):
     "The folder's tokenizer as a transform, if it fits the network."
+    if not any([*folder.glob(pattern)] for pattern in ("tokenizer.json", "vocab.*", "*.model")):
+        raise ValueError(
+            "there is no tokenizer in it (tokenizer.json): save it beside the network with save_pretrained"
+        )
     with _quiet():
         tok = _library().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if (rules := getattr(tok, "backend_tokenizer", None)) is None:
