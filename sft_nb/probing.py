@@ -140,7 +140,9 @@ def _folds(feats, folds, seed, groups):
     n, rows = len(names), torch.arange(len(y), device=y.device)
     if folds not in range(2, n + 1):
         raise ValueError(f"{n} examples can be left out in 2 to {n} folds; got {folds}")
-    label = y[torch.full_like(names, len(y), dtype=torch.int64).scatter_reduce(0, group, rows, "amin")]  # its first row's
+    label = y[
+        torch.full_like(names, len(y), dtype=torch.int64).scatter_reduce(0, group, rows, "amin")
+    ]  # its first row's
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(y.device)
     order = order[label[order].argsort(stable=True)]  # class by class, in each at random
     fold = torch.empty_like(order)
@@ -155,7 +157,9 @@ def cross_validate(
     l2s: Sequence[float],
     folds: int = 5,  # From 2 to N; beyond the labels of a class, a head sees fewer of the class that it is asked for
     seed: int = 0,  # Which example is left out in which fold
-    groups: Sequence[int] | Tensor | None = None,  # [N] whole numbers: rows of one number, such as copies, stay together
+    groups: Sequence[int]
+    | Tensor
+    | None = None,  # [N] whole numbers: rows of one number, such as copies, stay together
 ) -> Tensor:  # float64 [len(l2s), folds]: accuracies on the fold that was left out
     "Accuracy of every l2 on each fold, by heads that never saw it; the folds hold equal parts of every class."
     l2s, fold = _strengths(l2s), _folds(feats, folds, seed, groups)
