@@ -105,10 +105,10 @@ _ENOUGH = 100  # Test pictures: with fewer, an interval may be wider than a fift
 
 def _held_out(pre, split, l2s):
     "The head on the training pictures, chosen on the validation pictures; one look at the test pictures."
-    phi = lambda ds: extract(pre.backbone, Loader(ds, 200, pre.transform))
+    phi = lambda ds: extract(pre.backbone, Loader(ds, 50, pre.transform))
     probe = choose(l2_path(phi(split.train), len(split.classes), l2s), phi(split.valid))
     model = _model(pre, split.classes, probe)
-    return probe, model, len(split.train), split.test, predict(model, Loader(split.test, 200, pre.transform))[0], 0
+    return probe, model, len(split.train), split.test, predict(model, Loader(split.test, 50, pre.transform))[0], 0
 
 
 def _in_folds(pre, split, l2s, seed):
@@ -117,7 +117,7 @@ def _in_folds(pre, split, l2s, seed):
     ds = Images(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
     same = torch.tensor(copies(ds))
     folds = min(5, int(ds.y[same.unique()].bincount().min()))  # no more than the smallest class has pictures
-    phi, classes = extract(pre.backbone, Loader(ds, 200, pre.transform)), len(split.classes)
+    phi, classes = extract(pre.backbone, Loader(ds, 50, pre.transform)), len(split.classes)
     logits = out_of_fold(phi, classes, l2s, folds, seed, same)
     probe = chosen_head(phi, classes, l2s, folds, seed, same)
     return probe, _model(pre, split.classes, probe), len(ds), ds, logits, folds
