@@ -180,6 +180,10 @@ def _folded(note):
     return "".join(f"<details><summary>{escape(said)}</summary>{escape(names)}</details>" for said, _, names in lines)
 
 
+def _thumb(x):
+    return thumbnail(x, 64 if x.shape[-1] < 112 else 112)  # of a photograph one wants to see more
+
+
 def _report(learned, mistakes=8):
     "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
     s, test = learned.score(), learned.test
@@ -197,14 +201,14 @@ def _report(learned, mistakes=8):
         f"<p><b>{s.accuracy:.0%} right</b> ({s.low:.0%} to {s.high:.0%}), judged {learned.judged}, each named by a head "
         f"that had not seen it. The head that is kept learned from {learned.shown:,}; l2 = {learned.l2:g}, certified to "
         f"{learned.gap:.0e}. "
-        f"The network: {escape(str(learned.pre))}.</p>{_folded(learned.note)}{scrolled}"
-        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(thumbnail, test.x[bad]), names)}</div></div>"
+        f"The network: {escape(str(learned.pre))}</p>{_folded(learned.note)}{scrolled}"
+        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(_thumb, test.x[bad]), names)}</div></div>"
     )  # fmt: skip
 
 # %% ../nbs/08_pictures.ipynb #16c0de64
 _HINT = """A folder with a sub-folder of pictures for each class, or a zip of one: its path, from this notebook or from ~.
 JupyterLab's file browser brings any number of files here (the arrow that points up). The button takes a zip up to
-about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of `make lab`: more can break the connection to the
+about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of <code>make lab</code>: more can break the connection to the
 kernel without a word."""
 
 
@@ -229,7 +233,7 @@ class _OwnBoard:
         self.learn = W.Button(description="Learn", tooltip="Features once, then the certified head")
         self.file = W.Text(value="mine.safetensors", description="file to keep", **wide)
         self.save, self.load = (W.Button(description=d) for d in ("Save", "Load"))
-        self.picture = W.FileUpload(accept="image/*", description="A new picture")
+        self.picture = W.FileUpload(accept="image/*", description="A new picture", layout=W.Layout(width="auto"))
         self.said, self.report, self.named = W.HTML(), W.HTML(), W.HTML()
         self.box = W.VBox(
             [row(self.folder, self.upload, self.pretrained, self.learn), W.HTML(f"<p>{_HINT}</p>"), self.said,
@@ -322,5 +326,7 @@ def _name(own, b):
         return "nothing is learned yet: press Learn, or Load"
     named = name_picture(own.learned, content)
     x = read_picture(io.BytesIO(content), own.learned.size)
-    b.named.value = thumbnail(x) + html_table([{"class": n, "probability": p} for n, p in list(named.items())[:5]])
+    b.named.value = gallery([_thumb(x)], [f"looks like {next(iter(named))}"]) + html_table(
+        [{"class": n, "probability": p} for n, p in list(named.items())[:5]]
+    )
     return f"this looks like {next(iter(named))}"
