@@ -320,10 +320,10 @@ def content_digest(
 # %% ../nbs/T_albums.ipynb #3e16cf2b
 def count_pictures(
     root: str | Path | bytes,  # As for `read_folder`
-) -> int:
+) -> dict[str, int]:  # Part -> files; all of them "train" where the folders name no parts
     "How many files `read_folder` would read."
     with _album(root) as tree:
-        return sum(len(files) for classes in _task(tree, root)[0].values() for files in classes.values())
+        return {part: sum(map(len, classes.values())) for part, classes in _task(tree, root)[0].items()}
 
 
 def unpack_pictures(

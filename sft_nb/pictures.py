@@ -19,12 +19,12 @@ from torch import Tensor
 from . import zoo
 from .albums import count_pictures, unpack_pictures
 from .core import sentence
-from .data import Images, Loader
+from .data import Images, Loader, copies
 from .deltas import delta_about, load_delta, save_delta
 from .evaluation import Ledger, Score, confusion, predict, worst
 from .features import extract
 from .models import Pretrained, TransferModel, adapt, load_pretrained
-from .probing import choose, l2_path
+from .probing import choose, chosen_head, l2_path, out_of_fold
 from .sessions import RandomStream
 from .sources.lite import is_here
 from .sources.vision import image_folder, read_picture
@@ -49,16 +49,23 @@ class Taught:
 class Learned(Taught):
     "A head that was solved on pictures of your own, and how good it is."
 
-    l2: float  # Chosen on validation pictures
+    l2: float  # Chosen on pictures that the heads it was chosen among had not seen
     gap: float  # The certificate: F - F* is at most this
     shown: int  # Pictures it learned from
-    test: Images
-    logits: Tensor  # Of the test pictures
+    test: Images  # Those that judge it: held out, or all of them
+    logits: Tensor  # Of these, each by a head that had not seen it
+    folds: int  # 0 where the test pictures were held out
     note: str  # What was left out, and copies: a line each
 
     def score(self) -> Score:
-        "Accuracy on the test pictures, with its interval."
+        "Accuracy on the pictures that judge it, with its interval."
         return Ledger().score("own pictures", self.logits, self.test.y)
+
+    @property
+    def judged(self) -> str:
+        "By what."
+        n = f"{len(self.test):,}"
+        return f"by {self.folds}-fold cross-validation on all {n} pictures" if self.folds else f"on {n} test pictures"
 
 
 def _of_pictures(pre):
@@ -68,17 +75,19 @@ def _of_pictures(pre):
     return pre
 
 
-def _head(pre, classes):
-    "The network with a head that is about to be overwritten."
+def _model(pre, classes, probe=None):
+    "The network with this head, or with one that is about to be overwritten."
     with RandomStream():
-        return adapt(pre, len(classes))
+        model = adapt(pre, len(classes))
+    if probe:
+        model.head.load_state_dict(dict(weight=probe.W, bias=probe.b))
+    return model
 
 # %% ../nbs/08_pictures.ipynb #16c0de67
 _MOST = 2_000_000_000  # bytes of a task in memory
 
 
-def _fits_in_memory(root, size):
-    n = count_pictures(root)
+def _fits_in_memory(n, size):
     if (need := 3 * size * size * n) > _MOST:
         raise ValueError(
             f"{n:,} pictures of {size} pixels would take {need / 1e9:.1f} GB, more than {_MOST / 1e9:g}: "
@@ -91,25 +100,47 @@ def usual_network() -> str:
     return "efficientnet_lite0" if is_here("efficientnet_lite0") else "pocket"
 
 # %% ../nbs/08_pictures.ipynb #16c0de62
+_ENOUGH = 100  # Test pictures: with fewer, an interval may be wider than a fifth
+
+
+def _held_out(pre, split, l2s):
+    "The head on the training pictures, chosen on the validation pictures; one look at the test pictures."
+    phi = lambda ds: extract(pre.backbone, Loader(ds, 50, pre.transform))
+    probe = choose(l2_path(phi(split.train), len(split.classes), l2s), phi(split.valid))
+    model = _model(pre, split.classes, probe)
+    return probe, model, len(split.train), split.test, predict(model, Loader(split.test, 50, pre.transform))[0], 0
+
+
+def _in_folds(pre, split, l2s, seed):
+    "The head on all pictures; each is named by a head that has seen neither it nor a copy of it."
+    parts = (split.train, split.valid, split.test)
+    ds = Images(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
+    same = torch.tensor(copies(ds))
+    folds = min(5, int(ds.y[same.unique()].bincount().min()))  # no more than the smallest class has pictures
+    phi, classes = extract(pre.backbone, Loader(ds, 50, pre.transform)), len(split.classes)
+    logits = out_of_fold(phi, classes, l2s, folds, seed, same)
+    probe = chosen_head(phi, classes, l2s, folds, seed, same)
+    return probe, _model(pre, split.classes, probe), len(ds), ds, logits, folds
+
+# %% ../nbs/08_pictures.ipynb #08f01d01
 def learn_pictures(
     root: str | Path | bytes,  # A sub-folder for each class, or a zip: as in `image_folder`
     pretrained: str = "",  # As in `load_pretrained`; `usual_network()` if ""
-    seed: int = 0,  # Which pictures are for validation, and which for the test
-    l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on the validation pictures
+    seed: int = 0,  # Which pictures are left out together, or are for validation and for the test
+    l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on pictures that the heads have not seen
 ) -> Learned:
-    "Features once, the certified head, the l2 that is best on validation pictures, one look at the test pictures."
+    "Features once, the certified head; judged by cross-validation on all pictures where a test set of them would be small."
     pre = _of_pictures(load_pretrained(pretrained or usual_network()))
-    _fits_in_memory(root, pre.size)
+    counts = count_pictures(root)
+    _fits_in_memory(sum(counts.values()), pre.size)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         split = image_folder(root, pre.size, seed=seed, skip_unreadable=True)
     note = "\n".join(str(w.message) for w in said if w.category is UserWarning)
-    phi = lambda ds: extract(pre.backbone, Loader(ds, 200, pre.transform))
-    probe = choose(l2_path(phi(split.train), len(split.classes), l2s), phi(split.valid))
-    model = _head(pre, split.classes)
-    model.head.load_state_dict(dict(weight=probe.W, bias=probe.b))
-    logits, _ = predict(model, Loader(split.test, 200, pre.transform))
-    return Learned(model, pre, split.classes, probe.l2, probe.gap, len(split.train), split.test, logits, note)
+    few = len(split.test) < _ENOUGH and set(counts) == {"train"}  # what somebody has cut stays cut
+    found = _in_folds(pre, split, l2s, seed) if few else _held_out(pre, split, l2s)
+    probe, model, shown, test, logits, folds = found
+    return Learned(model, pre, split.classes, probe.l2, probe.gap, shown, test, logits, folds, note)
 
 
 def load_pictures(
@@ -120,7 +151,7 @@ def load_pictures(
     if not about.classes:
         raise ValueError(f"{path} does not name its classes: learn them again, or save_delta(..., classes=...) anew")
     pre = load_pretrained(about.base)
-    model = _head(pre, about.classes)
+    model = _model(pre, about.classes)
     load_delta(path, pre, model)
     return Taught(model.eval(), pre, about.classes)
 
@@ -149,6 +180,10 @@ def _folded(note):
     return "".join(f"<details><summary>{escape(said)}</summary>{escape(names)}</details>" for said, _, names in lines)
 
 
+def _thumb(x):
+    return thumbnail(x, 64 if x.shape[-1] < 112 else 112)  # of a photograph one wants to see more
+
+
 def _report(learned, mistakes=8):
     "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
     s, test = learned.score(), learned.test
@@ -163,16 +198,17 @@ def _report(learned, mistakes=8):
     )
     return (
         '<div style="display: grid; grid-template-columns: minmax(0, 1fr)">'  # no wider than the page: the table scrolls
-        f"<p>{s.accuracy:.0%} of {len(test)} test pictures are right ({s.low:.0%} to {s.high:.0%}); learned from "
-        f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}. "
-        f"The network: {escape(str(learned.pre))}.</p>{_folded(learned.note)}{scrolled}"
-        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(thumbnail, test.x[bad]), names)}</div></div>"
+        f"<p><b>{s.accuracy:.0%} right</b> ({s.low:.0%} to {s.high:.0%}), judged {learned.judged}, each named by a head "
+        f"that had not seen it. The head that is kept learned from {learned.shown:,}; l2 = {learned.l2:g}, certified to "
+        f"{learned.gap:.0e}. "
+        f"The network: {escape(str(learned.pre))}</p>{_folded(learned.note)}{scrolled}"
+        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(_thumb, test.x[bad]), names)}</div></div>"
     )  # fmt: skip
 
 # %% ../nbs/08_pictures.ipynb #16c0de64
 _HINT = """A folder with a sub-folder of pictures for each class, or a zip of one: its path, from this notebook or from ~.
 JupyterLab's file browser brings any number of files here (the arrow that points up). The button takes a zip up to
-about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of `make lab`: more can break the connection to the
+about 8 MB, two photographs of a phone, or 100 MB in the JupyterLab of <code>make lab</code>: more can break the connection to the
 kernel without a word."""
 
 
@@ -197,7 +233,7 @@ class _OwnBoard:
         self.learn = W.Button(description="Learn", tooltip="Features once, then the certified head")
         self.file = W.Text(value="mine.safetensors", description="file to keep", **wide)
         self.save, self.load = (W.Button(description=d) for d in ("Save", "Load"))
-        self.picture = W.FileUpload(accept="image/*", description="A new picture")
+        self.picture = W.FileUpload(accept="image/*", description="A new picture", layout=W.Layout(width="auto"))
         self.said, self.report, self.named = W.HTML(), W.HTML(), W.HTML()
         self.box = W.VBox(
             [row(self.folder, self.upload, self.pretrained, self.learn), W.HTML(f"<p>{_HINT}</p>"), self.said,
@@ -290,5 +326,7 @@ def _name(own, b):
         return "nothing is learned yet: press Learn, or Load"
     named = name_picture(own.learned, content)
     x = read_picture(io.BytesIO(content), own.learned.size)
-    b.named.value = thumbnail(x) + html_table([{"class": n, "probability": p} for n, p in list(named.items())[:5]])
+    b.named.value = gallery([_thumb(x)], [f"looks like {next(iter(named))}"]) + html_table(
+        [{"class": n, "probability": p} for n, p in list(named.items())[:5]]
+    )
     return f"this looks like {next(iter(named))}"

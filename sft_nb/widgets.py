@@ -204,8 +204,9 @@ def thumbnail(
     side: int = 64,  # Pixels, as it is shown
 ) -> str:
     "A picture as an <img> that carries it."
+    # BOX: a photograph made smaller is a mean, a drawing made larger keeps its squares
     png, image = io.BytesIO(), Image.fromarray(x.permute(1, 2, 0).numpy())
-    image.resize((side, side), Image.Resampling.NEAREST).save(png, format="png")
+    image.resize((side, side), Image.Resampling.BOX).save(png, format="png")
     return f'<img alt="" width="{side}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
 

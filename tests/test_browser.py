@@ -17,7 +17,9 @@ import nbformat
 import pytest
 from PIL import Image
 
+from sft_nb.data import load_split
 from sft_nb.records import Config, known_names
+from sft_nb.sources.lite import is_here
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
@@ -42,9 +44,14 @@ def _ready(url, patience=60):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def place(tmp_path_factory):
+    "A folder, whose book/nbs the browser sees."
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(place):
     "The address of a JupyterLab of its own, over a copy of the notebooks."
-    place = tmp_path_factory.mktemp("lab")
     skip = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".pytest_cache", ".hypothesis")
     for name in ("nbs", "results", "sft_nb"):
         shutil.copytree(ROOT / name, place / "book" / name, ignore=skip)
@@ -353,6 +360,9 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     assert not panel.locator("text=running").is_visible() and not panel.locator("text=s left").is_visible()
 
 
+OWN = '.widget-vbox:has(> .widget-hbox button:has-text("Learn"))'
+
+
 def upload(page, box, button, path):
     "Choose a file in the dialog that the button opens."
     with page.expect_file_chooser() as chooser:
@@ -370,7 +380,7 @@ def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
                 Image.new("RGB", (40, 30), tuple(v + 5 * i for v in colour)).save(tmp_path / "one.png")
                 z.write(tmp_path / "one.png", f"mine/{name}/{i}.png")
         z.writestr("mine/notes.txt", os.urandom(12 * 2**20))  # beyond the 10 MiB at which a plain Jupyter hangs up
-    own = shown(page, '.widget-vbox:has(> .widget-hbox button:has-text("Learn"))')
+    own = shown(page, OWN)
     upload(page, own, "or a zip", tmp_path / "mine.zip")
     page.wait_for_timeout(1500)
     press(page, own, "Learn")
@@ -378,6 +388,49 @@ def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
     upload(page, own, "A new picture", tmp_path / "one.png")
     own.locator("text=this looks like blue").first.wait_for(timeout=20_000)
     page.screenshot(path=tmp_path / "own.png")
+
+
+def clothes(folder, kinds=("hat", "shoes", "t-shirt"), each=10):
+    "A folder with so many photographs of each of three kinds of clothes, and one more, of shoes."
+    try:
+        task = load_split("clothing")
+    except OSError as e:
+        pytest.skip(str(e))
+    picture = lambda x: Image.fromarray(x.permute(1, 2, 0).numpy())
+    for name in kinds:
+        (folder / name).mkdir(parents=True)
+        for k, x in enumerate(task.train.x[task.train.y == task.classes.index(name)][:each]):
+            picture(x).save(folder / name / f"IMG_{k}.jpg", quality=95)
+    picture(task.test.x[task.test.y == task.classes.index("shoes")][0]).save(folder.parent / "new.jpg")
+
+
+TWO_LINES = "from sft_nb.pictures import OwnPictures\nOwnPictures()"
+
+
+def test_ten_photographs_of_three_kinds_are_learned_in_a_notebook_of_two_lines(browser, lab, place, tmp_path):
+    if not is_here("efficientnet_lite0"):
+        pytest.skip("the weights of efficientnet_lite0 are not here: sft_nb fetch efficientnet_lite0")
+    clothes(tmp_path / "clothes")
+    cell = nbformat.v4.new_code_cell(TWO_LINES)
+    python = dict(name="python3", display_name="Python 3", language="python")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=python)),
+        place / "book" / "nbs" / "two_lines.ipynb",
+    )
+    page = opened(browser, lab, "two_lines.ipynb")
+    assert not errors(run_all(page, lab, "two_lines.ipynb"))
+    own = shown(page, OWN)
+    own.locator("input").first.fill(str(tmp_path / "clothes"))
+    own.locator("input").first.press("Enter")
+    press(page, own, "Learn")
+    own.locator("text=learned hat, shoes, t-shirt").first.wait_for(timeout=120_000)
+    assert "judged by 5-fold cross-validation on all 30 pictures" in own.inner_text()
+    assert "trained on ImageNet" in own.inner_text()
+    page.screenshot(path=tmp_path / "learned.png", full_page=True)
+    upload(page, own, "A new picture", tmp_path / "new.jpg")
+    own.locator("text=this looks like shoes").first.wait_for(timeout=20_000)
+    page.screenshot(path=tmp_path / "named.png")
+    looked_at(page, tmp_path, own=OWN)
 
 
 def test_without_a_front_end_a_widget_is_its_still_picture():

@@ -23,7 +23,7 @@ from sft_nb.evaluation import predict
 from sft_nb.experiments import run
 from sft_nb.features import extract
 from sft_nb.models import TransferModel, adapt, load_pretrained
-from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.probing import choose, cross_validate, out_of_fold, ridge_head, solve_head
 from sft_nb.processes import my_rows
 from sft_nb.records import Config
 from sft_nb.strategies import Lora, Phase, run_phases
@@ -54,10 +54,10 @@ from itertools import islice
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from test_distributed import ALL, PLANS, STOP, model, noisy, precise, stopping, training
+from test_distributed import ALL, PLANS, STOP, kin, model, noisy, precise, stopping, training
 from sft_nb.evaluation import predict
 from sft_nb.features import extract
-from sft_nb.probing import choose, cross_validate, ridge_head, solve_head
+from sft_nb.probing import choose, cross_validate, out_of_fold, ridge_head, solve_head
 from sft_nb.processes import gather, group, total
 from sft_nb.resume import resumable
 from sft_nb.strategies import run_phases
@@ -74,6 +74,7 @@ with group() as (rank, world):
                oddb=odd.b, small=small.W, logits=logits, labels=y)
     out |= dict(mixed=gather(extract(net.backbone, training(n=100)).x), listed=gather(extract(net.backbone, list(plain)).x))
     out |= dict(ridge=ridge_head(feats, 10, [0.1])[0].W, folds=cross_validate(feats, 10, [0.1], 3))
+    out["unseen"] = gather(out_of_fold(feats, 10, [0.1, 1.0], 3, groups=kin(feats)))
     out["chosen"] = torch.tensor(choose([odd, head, solve_head(feats, 10, 10.0)], feats).l2)
     for name, phases in PLANS.items():
         net, dl = precise(name)
@@ -176,6 +177,11 @@ def noisy(seed=0):
     return net, *mixed(31, 11, augment=jitter(2))
 
 
+def kin(feats):
+    "Rows that belong together, whichever process has them."
+    return (feats.x[:, 0] * 100).long()
+
+
 @pytest.fixture(scope="module")
 def one():
     "What one process gives, by the functions of the other chapters."
@@ -185,6 +191,7 @@ def one():
     out["logits"], out["labels"] = predict(net, training(shuffle=False, augment=None, n=33))
     out |= dict(mixed=extract(net.backbone, training(n=100)).x, ridge=ridge_head(feats, 10, [0.1])[0].W)
     out |= dict(folds=cross_validate(feats, 10, [0.1], 3))
+    out["unseen"] = out_of_fold(feats, 10, [0.1, 1.0], 3, groups=kin(feats))
     out["chosen"] = choose([out["head"], solve_head(feats, 10, 10.0)], feats).l2
     for name, phases in PLANS.items():
         net, dl = precise(name)
@@ -244,6 +251,7 @@ def test_shuffled_and_shifted_batches_and_lists_of_them_are_shared_too(one, many
 def test_what_one_does_with_heads_is_over_all_rows(one, many, n):
     for got in many(n):
         assert torch.equal(got["ridge"], one["ridge"]) and torch.equal(got["folds"], one["folds"])
+        assert torch.allclose(got["unseen"], one["unseen"], atol=1e-3)
         assert float(got["chosen"]) == pytest.approx(one["chosen"])
 
 

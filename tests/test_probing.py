@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from sft_nb.features import Features
 from sft_nb.objective import head_gap, head_loss, profile_bias
-from sft_nb.probing import choose, cross_validate, l2_path, ridge_head, solve_head
+from sft_nb.probing import choose, chosen_head, cross_validate, l2_path, out_of_fold, ridge_head, solve_head
 
 X = torch.tensor(
     [[2, 0, 1], [3, 1, 0], [2, 1, 2], [1, 0, 0], [0, 2, 1], [1, 3, 0], [0, 2, 3], [-1, 2, 0],
@@ -231,6 +232,57 @@ def test_folds_hold_equal_parts_of_every_class():
     for seed in range(5):
         assert cross_validate(silent, 3, [0.1], folds=4, seed=seed).tolist() == [pytest.approx([1 / 3] * 4)]
     assert cross_validate(silent, 3, [0.1], folds=12).sum() == 0  # one left out is the rarest of the rest
+
+
+def test_groups_of_one_are_no_groups():
+    f = random_problem(60, 8, 3, seed=12)
+    names = torch.randperm(60, generator=torch.Generator().manual_seed(1)).sort().values * 7 - 3
+    assert torch.equal(cross_validate(f, 3, [0.1, 1.0], 4), cross_validate(f, 3, [0.1, 1.0], 4, groups=names))
+
+
+def test_a_copy_in_the_same_fold_tells_nothing():
+    "Noise with labels by a coin, each row three times: whoever meets a copy knows, and nobody else."
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(40, 200, generator=g), torch.arange(40) % 2
+    f, copy = Features(x.repeat(3, 1), y.repeat(3)), torch.arange(40).repeat(3)
+    right = lambda logits: (logits.argmax(1) == f.y).double().mean().item()
+    assert right(out_of_fold(f, 2, [0.01])) > 0.95
+    apart = out_of_fold(f, 2, [0.01], groups=copy)
+    assert 0.2 < right(apart) < 0.8
+    assert torch.equal(apart[:40], apart[40:80]) and torch.equal(apart[:40], apart[80:])  # one head named all three
+    assert torch.equal(apart, out_of_fold(f, 2, [0.01], groups=copy.tolist()))
+
+
+def test_out_of_fold_is_the_head_of_the_other_rows():
+    "scikit-learn leaves each row out by itself; its C is 1 / (N l2)."
+    f = random_problem(24, 4, 3, seed=14)
+    n, l2 = len(f) - 1, 0.3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = cross_val_predict(
+            LogisticRegression(C=1 / (n * l2), tol=1e-10, max_iter=10_000),
+            f.x,
+            f.y,
+            cv=LeaveOneOut(),
+            method="predict_proba",
+        )
+    ours = out_of_fold(f, 3, [l2], folds=24).softmax(1)
+    assert torch.allclose(ours.double(), torch.from_numpy(theirs), atol=1e-4)
+
+
+def test_the_choice_is_judged_too():
+    "Of fifty rows of noise the best of many penalties looks better than half; what never saw the rows does not."
+    best, honest = [], []
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        f, l2s = Features(torch.randn(50, 20, generator=g), torch.arange(50) % 2), [10.0**k for k in range(-5, 2)]
+        best.append(cross_validate(f, 2, l2s, seed=seed).mean(1).max().item())
+        honest.append((out_of_fold(f, 2, l2s, seed=seed).argmax(1) == f.y).double().mean().item())
+        means = cross_validate(f, 2, l2s, seed=seed).mean(1)
+        assert chosen_head(f, 2, l2s, seed=seed).l2 == max(
+            p for p, m in zip(l2s, means, strict=True) if m > means.max() - 1e-9
+        )
+    assert sum(best) > sum(honest) and sum(honest) / 8 < 0.55
 
 
 def test_ridge_worked_numbers():
@@ -551,6 +603,11 @@ CALLS = {
     "ridge without l2": (lambda: ridge_head(TOY, 3, [0.1, 0.0]), "must be > 0"),
     "more folds than rows": (lambda: cross_validate(TOY[:4], 3, [0.1], folds=6), "2 to 4 folds; got 6"),
     "one fold": (lambda: cross_validate(TOY, 3, [0.1], folds=1), "2 to 12 folds; got 1"),
+    "groups too short": (lambda: out_of_fold(TOY, 3, [0.1], groups=[1, 2]), "each of 12 rows; got 2"),
+    "more folds than groups": (
+        lambda: cross_validate(TOY, 3, [0.1], groups=torch.arange(12) % 3),
+        "3 examples can be left out in 2 to 3 folds; got 5",
+    ),
     "half a fold": (lambda: cross_validate(TOY, 3, [0.1], folds=2.5), "2 to 12 folds; got 2.5"),
     "weights too long": (lambda: solve_head(TOY, 3, weights=torch.ones(15)), r"12 finite numbers .* example; got \[15\]"),
     "weights in a column": (lambda: solve_head(TOY, 3, weights=torch.ones(12, 1)), r"got \[12, 1\]"),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -709,7 +710,10 @@ def test_from_a_folder_to_a_file_and_back(tmp_path):
     own = OwnPictures(folder(tmp_path / "mine"))
     b = own.board
     b.learn.click()
-    assert "learned kind 0, kind 1, kind 2" in b.said.value and "test pictures are right" in b.report.value
+    assert (
+        "learned kind 0, kind 1, kind 2" in b.said.value
+        and "judged by 5-fold cross-validation on all 27 pictures" in b.report.value
+    )
     assert own.learned.gap <= 1e-8 and "right" in own._repr_mimebundle_()["text/html"]
     assert own.learned.score().accuracy == accuracy(own.learned.logits, own.learned.test.y)
     b.file.value = str(tmp_path / "mine.safetensors")
@@ -726,6 +730,45 @@ def test_from_a_folder_to_a_file_and_back(tmp_path):
     phi = own.learned.pre.backbone.eval()(own.learned.pre.transform(read_picture(io.BytesIO(picture), 32)[None]))
     want = (phi @ W0.T + own.learned.model.head.bias).softmax(1)[0]
     assert [named[c] for c in own.learned.classes] == pytest.approx(want.tolist(), abs=1e-6)
+
+
+def test_a_small_folder_judges_as_it_learns_and_a_cut_one_keeps_its_cut(tmp_path, monkeypatch):
+    mine = folder(tmp_path / "mine")
+    few = learn_pictures(mine)
+    assert (few.folds, few.shown, len(few.test), len(few.logits)) == (5, 27, 27, 27)
+    assert few.judged == "by 5-fold cross-validation on all 27 pictures" and few.gap <= 1e-8
+    loss = lambda logits: float(nn.functional.cross_entropy(logits, few.test.y))
+    with torch.no_grad():  # the one that has seen them is surer
+        assert loss(few.model(few.pre.transform(few.test.x))) < loss(few.logits)
+    theta = digest(few.model.state_dict())
+    assert theta == digest(learn_pictures(mine).model.state_dict()) and torch.equal(
+        few.logits, learn_pictures(mine).logits
+    )
+    shutil.copytree(mine, tmp_path / "cut" / "train")
+    for k in range(3):
+        (tmp_path / "cut" / "test" / f"kind {k}").mkdir(parents=True)
+        (tmp_path / "cut" / "train" / f"kind {k}" / "1.png").rename(tmp_path / "cut" / "test" / f"kind {k}" / "1.png")
+    cut = learn_pictures(tmp_path / "cut")
+    assert (cut.folds, len(cut.test)) == (0, 3) and cut.judged == "on 3 test pictures"
+    assert "judged on 3 test pictures" in pictures._report(cut)
+    assert learn_pictures(folder(tmp_path / "tiny", n=3)).folds == 3  # as many as a class has pictures
+    monkeypatch.setattr(pictures, "_ENOUGH", 3)
+    assert learn_pictures(mine).folds == 0  # a test set that is large enough is put aside
+
+
+def test_copies_of_a_picture_are_in_one_fold(tmp_path):
+    "Noise with labels by a coin: nobody can know a picture that he has not seen."
+    g = np.random.default_rng(0)
+    for i in range(40):
+        (place := tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        noise = Image.fromarray(g.integers(0, 256, (32, 32, 3), np.uint8))
+        for k in range(3):
+            noise.save(place / f"{i} ({k}).png")
+    learned = learn_pictures(tmp_path, l2s=[0.001])
+    assert len(learned.test) == 120 and 0.25 < learned.score().accuracy < 0.75
+    same = {}
+    for x, z in zip(learned.test.x, learned.logits, strict=True):
+        assert torch.allclose(same.setdefault(x.numpy().tobytes(), z), z, atol=1e-3)  # one head named all three
 
 
 def test_the_same_pictures_in_a_zip_learn_the_same(tmp_path):
