@@ -19,7 +19,7 @@ from torch import Tensor
 from . import zoo
 from .albums import count_pictures, unpack_pictures
 from .core import sentence
-from .data import Images, Loader, copies
+from .data import Examples, Images, Loader, copies
 from .deltas import delta_about, load_delta, save_delta
 from .evaluation import Ledger, Score, confusion, predict, worst
 from .features import extract
@@ -52,7 +52,7 @@ class Learned(Taught):
     l2: float  # Chosen on pictures that the heads it was chosen among had not seen
     gap: float  # The certificate: F - F* is at most this
     shown: int  # Pictures it learned from
-    test: Images  # Those that judge it: held out, or all of them
+    test: Examples  # Those that judge it: held out, or all of them
     logits: Tensor  # Of these, each by a head that had not seen it
     folds: int  # 0 where the test pictures were held out
     note: str  # What was left out, and copies: a line each
@@ -64,8 +64,8 @@ class Learned(Taught):
     @property
     def judged(self) -> str:
         "By what."
-        n = f"{len(self.test):,}"
-        return f"by {self.folds}-fold cross-validation on all {n} pictures" if self.folds else f"on {n} test pictures"
+        n, called = f"{len(self.test):,}", self.test.called
+        return f"by {self.folds}-fold cross-validation on all {n} {called}" if self.folds else f"on {n} test {called}"
 
 
 def _of_pictures(pre):
@@ -114,7 +114,7 @@ def _held_out(pre, split, l2s):
 def _in_folds(pre, split, l2s, seed):
     "The head on all pictures; each is named by a head that has seen neither it nor a copy of it."
     parts = (split.train, split.valid, split.test)
-    ds = Images(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
+    ds = type(split.test)(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
     same = torch.tensor(copies(ds))
     folds = min(5, int(ds.y[same.unique()].bincount().min()))  # no more than the smallest class has pictures
     phi, classes = extract(pre.backbone, Loader(ds, 50, pre.transform)), len(split.classes)

@@ -34,8 +34,9 @@ FLOORS = {
     12: ["widgets", "sessions", "cli"],
     13: ["controls"],
     14: ["dashboard", "pictures"],
+    15: ["own_texts"],
 }
-VIEWS = {"widgets", "controls", "dashboard", "pictures"}  # what knows ipywidgets
+VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},

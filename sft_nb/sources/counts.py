@@ -174,7 +174,7 @@ def drawn(
     g = torch.Generator().manual_seed(0)
     return _built(words, torch.randn(z.shape, generator=g) / z.shape[1] ** 0.5, "nothing: drawn at random")
 
-
+# %% ../../nbs/ZJ_source_counts.ipynb #7f30001e
 def tasks() -> tuple[str, ...]:
     "It has a network alone."
     return ()

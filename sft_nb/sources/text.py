@@ -186,6 +186,9 @@ def theta_digest(
     return _hash(*_weights(folder), *sorted({*folder.glob("*.json"), *folder.glob("*.txt"), *folder.glob("*.model")}))
 
 # %% ../../nbs/ZI_source_text.ipynb #7f200012
+LONGEST = 256  # Pieces of a text that are read, if the network can: attention grows with the square
+
+
 def _tokenise(folder, net):
     "The folder's tokenizer as a transform, if it fits the network."
     if not any([*folder.glob(pattern)] for pattern in ("tokenizer.json", "vocab.*", "*.model")):
@@ -223,10 +226,7 @@ def _bare(net):
         net.pooler = None
     return net.eval()
 
-
-LONGEST = 256  # Pieces of a text that are read, if the network can: attention grows with the square
-
-
+# %% ../../nbs/ZI_source_text.ipynb #7f200031
 def encoder(
     folder: str | Path,  # A folder of Transformers, or a name on the hub
     pool: str = "mean",  # As in `Encoder`
