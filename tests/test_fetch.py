@@ -37,8 +37,8 @@ class Far(BaseHTTPRequestHandler):
         self.end_headers()
         body = body[: at.breaks] if at.breaks else body
         for i in range(0, len(body), 100_000):
+            at.sent += len(body[i : i + 100_000])  # before it goes out: whoever has it may ask at once
             self.wfile.write(body[i : i + 100_000])
-            at.sent += len(body[i : i + 100_000])
             time.sleep(at.slow)
 
     def log_message(self, *args):
