@@ -21,7 +21,7 @@ import scipy
 import sklearn
 import torch
 
-import sft_nb  # noqa: F401  (before torchvision)
+from sft_nb.records import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -40,6 +40,11 @@ def arguments(doc: str, **extra) -> argparse.Namespace:
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     return args
+
+
+def of_each(rates: dict[str, tuple[float, ...]], **axes) -> list:
+    "The experiments of `grid` for every strategy, each with its own learning rates."
+    return [c for strategy, lrs in rates.items() for c in grid(strategy=strategy, lrs=lrs, **axes)]
 
 
 def processor() -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import torch
-from common import RESULTS
+from common import RESULTS, of_each
 
-from sft_nb.records import Config, grid
+from sft_nb.records import Config
 from sft_nb.sweeps import sweep
 
 # Two rates each: a step of the whole network costs a second, so the search is narrower than the pocket world's
@@ -27,15 +27,8 @@ EPOCHS = {10: 10, 50: 3}  # labels per class -> epochs of 4 and of 16 batches: 4
 
 def experiments(seed: int) -> list[Config]:
     "All strategies, a few labels first."
-    return [
-        c
-        for shots, epochs in EPOCHS.items()
-        for strategy, lrs in RATES.items()
-        for c in grid(
-            pretrained="efficientnet_lite0", task="clothing", size=128, strategy=strategy, shots=shots, seed=seed,
-            epochs=epochs, lrs=lrs, l2s=L2S,
-        )
-    ]  # fmt: skip
+    about = dict(pretrained="efficientnet_lite0", task="clothing", size=128, seed=seed, l2s=L2S)
+    return [c for shots, epochs in EPOCHS.items() for c in of_each(RATES, shots=shots, epochs=epochs, **about)]
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ results/strategies.jsonl. About an hour of one core for a seed; stop it whenever
 import sys
 
 import torch
-from common import RESULTS
+from common import RESULTS, of_each
 
-from sft_nb.records import Config, grid
+from sft_nb.records import Config
 from sft_nb.sources.pocket import TASKS
 from sft_nb.sweeps import sweep
 
@@ -25,23 +25,20 @@ EPOCHS = {10: 50, 50: 13}  # labels per class -> epochs of 4 and of 16 batches: 
 
 def experiments(seed: int) -> list[Config]:
     "All strategies from one network, then three of them from two others."
+    about = dict(seed=seed, l2s=L2S)
     main = [
         c
         for task in ("digits_wild", *(t for t in TASKS if t != "digits_wild"))
         for shots, epochs in EPOCHS.items()
-        for strategy, lrs in RATES.items()
-        for c in grid(task=task, strategy=strategy, shots=shots, seed=seed, epochs=epochs, lrs=lrs, l2s=L2S)
+        for c in of_each(RATES, task=task, shots=shots, epochs=epochs, **about)
     ]
+    three = {name: RATES[name] for name in ("linear_probing", "full", "lp_ft")}
     others = [
         c
         for name in ("pocket-hue", "pocket-texture")
         for task in ("near", "digits_wild", "hue")
-        for strategy in ("linear_probing", "full", "lp_ft")
-        for c in grid(
-            pretrained=name, task=task, strategy=strategy, shots=50, seed=seed, epochs=EPOCHS[50], lrs=RATES[strategy],
-            l2s=L2S,
-        )
-    ]  # fmt: skip
+        for c in of_each(three, pretrained=name, task=task, shots=50, epochs=EPOCHS[50], **about)
+    ]
     return main + others
 
 

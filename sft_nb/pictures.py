@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,16 +19,17 @@ from torch import Tensor
 from . import zoo
 from .albums import count_pictures, unpack_pictures
 from .core import sentence
-from .data import Examples, Images, Loader, copies
-from .deltas import delta_about, load_delta, save_delta
-from .evaluation import Ledger, Score, confusion, predict, worst
+from .data import CALLED, Examples, Images, Loader, copies
+from .deltas import delta_about, load_delta
+from .evaluation import Ledger, Score, predict
 from .features import extract
 from .models import Pretrained, TransferModel, adapt, load_pretrained
+from .panels import Board, OwnPanel, likeliest, long_field, report
 from .probing import choose, chosen_head, l2_path, out_of_fold
 from .sessions import RandomStream
 from .sources.lite import is_here
 from .sources.vision import image_folder, read_picture
-from .widgets import View, gallery, html_table, thumbnail
+from .widgets import gallery, thumbnail
 
 # %% ../nbs/08_pictures.ipynb #16c0de61
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Learned(Taught):
         return f"by {self.folds}-fold cross-validation on all {n} {called}" if self.folds else f"on {n} test {called}"
 
 
-def _of_pictures(pre):
-    "The network, if it is one that reads pictures."
-    if pre.kind != "image":
-        raise ValueError(f"{pre.name} reads {pre.called}, and these are pictures: take a network that reads pictures")
+def _of_kind(pre, kind):
+    "The network, if it reads examples of this kind."
+    if pre.kind != kind:
+        these = CALLED[kind]
+        raise ValueError(f"{pre.name} reads {pre.called}, and these are {these}: take a network that reads {these}")
     return pre
 
 
@@ -122,6 +124,22 @@ def _in_folds(pre, split, l2s, seed):
     probe = chosen_head(phi, classes, l2s, folds, seed, same)
     return probe, _model(pre, split.classes, probe), len(ds), ds, logits, folds
 
+
+def _noted(read):
+    "What it gives, and what it warned of, a line each."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = read()
+    return found, "\n".join(str(w.message) for w in said if w.category is UserWarning)
+
+
+def _learned(pre, split, l2s, seed, is_cut, note):
+    "A head, judged by what is there; what somebody has cut stays cut."
+    few = len(split.test) < _ENOUGH and not is_cut
+    found = _in_folds(pre, split, l2s, seed) if few else _held_out(pre, split, l2s)
+    probe, model, shown, test, logits, folds = found
+    return Learned(model, pre, split.classes, probe.l2, probe.gap, shown, test, logits, folds, note)
+
 # %% ../nbs/08_pictures.ipynb #08f01d01
 def learn_pictures(
     root: str | Path | bytes,  # A sub-folder for each class, or a zip: as in `image_folder`
@@ -130,27 +148,22 @@ def learn_pictures(
     l2s: Sequence[float] = (1.0, 0.1, 0.01, 0.001),  # Tried on pictures that the heads have not seen
 ) -> Learned:
     "Features once, the certified head; judged by cross-validation on all pictures where a test set of them would be small."
-    pre = _of_pictures(load_pretrained(pretrained or usual_network()))
+    pre = _of_kind(load_pretrained(pretrained or usual_network()), "image")
     counts = count_pictures(root)
     _fits_in_memory(sum(counts.values()), pre.size)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        split = image_folder(root, pre.size, seed=seed, skip_unreadable=True)
-    note = "\n".join(str(w.message) for w in said if w.category is UserWarning)
-    few = len(split.test) < _ENOUGH and set(counts) == {"train"}  # what somebody has cut stays cut
-    found = _in_folds(pre, split, l2s, seed) if few else _held_out(pre, split, l2s)
-    probe, model, shown, test, logits, folds = found
-    return Learned(model, pre, split.classes, probe.l2, probe.gap, shown, test, logits, folds, note)
+    split, note = _noted(lambda: image_folder(root, pre.size, seed=seed, skip_unreadable=True))
+    return _learned(pre, split, l2s, seed, set(counts) != {"train"}, note)
 
 
 def load_pictures(
     path: str | Path,  # A file of `save_delta` that holds the names of its classes, as the panel writes them
+    kind: str = "image",  # What its network must read
 ) -> Taught:
     "What was learned and kept: the network that the file names, what fine-tuning changed, and the names of the classes."
     about = delta_about(path)
     if not about.classes:
         raise ValueError(f"{path} does not name its classes: learn them again, or save_delta(..., classes=...) anew")
-    pre = load_pretrained(about.base)
+    pre = _of_kind(load_pretrained(about.base), kind)
     model = _model(pre, about.classes)
     load_delta(path, pre, model)
     return Taught(model.eval(), pre, about.classes)
@@ -169,41 +182,25 @@ def name_picture(
         raise ValueError(
             f"this cannot be read as a picture ({' '.join(str(e).split())}): try a PNG or JPEG file"
         ) from e
+    return _named(learned, x)
+
+
+def _named(learned, x):
+    "Class -> probability of a stored row, the likeliest first."
     with torch.no_grad():
         p = learned.model.eval()(learned.pre.transform(x[None]))[0].softmax(0)
     return {learned.classes[i]: float(p[i]) for i in p.argsort(descending=True).tolist()}
 
 # %% ../nbs/08_pictures.ipynb #16c0de68
-def _folded(note):
-    "Each line of a note, the names in it behind a click."
-    lines = [line.rpartition(": ") for line in note.splitlines()]
-    return "".join(f"<details><summary>{escape(said)}</summary>{escape(names)}</details>" for said, _, names in lines)
-
-
 def _thumb(x):
     return thumbnail(x, 64 if x.shape[-1] < 112 else 112)  # of a photograph one wants to see more
 
 
-def _report(learned, mistakes=8):
-    "Accuracy, the certificate, confusion and the worst mistakes, as HTML."
-    s, test = learned.score(), learned.test
-    table = [
-        {"true \\ taken for": name} | dict(zip(learned.classes, row, strict=True))
-        for name, row in zip(learned.classes, confusion(learned.logits, test.y).tolist(), strict=True)
-    ]
-    bad, taken = worst(learned.logits, test.y, mistakes), learned.logits.argmax(1)
-    names = [f"{learned.classes[test.y[i]]}, taken for {learned.classes[taken[i]]}" for i in bad]
-    scrolled = (
-        f'<div style="overflow-x: auto" tabindex="0" role="region" aria-label="confusion">{html_table(table)}</div>'
-    )
-    return (
-        '<div style="display: grid; grid-template-columns: minmax(0, 1fr)">'  # no wider than the page: the table scrolls
-        f"<p><b>{s.accuracy:.0%} right</b> ({s.low:.0%} to {s.high:.0%}), judged {learned.judged}, each named by a head "
-        f"that had not seen it. The head that is kept learned from {learned.shown:,}; l2 = {learned.l2:g}, certified to "
-        f"{learned.gap:.0e}. "
-        f"The network: {escape(str(learned.pre))}</p>{_folded(learned.note)}{scrolled}"
-        + "<p>The surest mistakes:</p>" * bool(names) + f"<div>{gallery(map(_thumb, test.x[bad]), names)}</div></div>"
-    )  # fmt: skip
+def _gallery(rows, names):
+    return f"<div>{gallery(map(_thumb, rows), names)}</div>"
+
+
+_report = partial(report, show=_gallery)
 
 # %% ../nbs/08_pictures.ipynb #16c0de64
 _HINT = """A folder with a sub-folder of pictures for each class, or a zip of one: its path, from this notebook or from ~.
@@ -217,62 +214,27 @@ def _nearby():
     here = sorted(p for p in Path().iterdir() if not p.name.startswith(("_", ".")))
     return [str(p) for p in here if p.is_dir() or p.suffix.casefold() == ".zip"]
 
-
-class _OwnBoard:
-    "The fields and buttons for pictures of your own."
-
-    def __init__(self, root, pretrained):
-        import ipywidgets as W
-
-        names = tuple(zoo.networks())
-        wide = dict(layout=W.Layout(width="30em", max_width="98%"), style=dict(description_width="7em"))
-        row = lambda *kids: W.HBox(kids, layout=W.Layout(flex_flow="row wrap"))
-        self.folder = W.Combobox(value=str(root), options=_nearby(), description="folder or zip", **wide)
-        self.upload = W.FileUpload(accept=".zip", description="or a zip")
-        self.pretrained = W.Dropdown(options=names, value=pretrained, description="network", **wide)
-        self.learn = W.Button(description="Learn", tooltip="Features once, then the certified head")
-        self.file = W.Text(value="mine.safetensors", description="file to keep", **wide)
-        self.save, self.load = (W.Button(description=d) for d in ("Save", "Load"))
-        self.picture = W.FileUpload(accept="image/*", description="A new picture", layout=W.Layout(width="auto"))
-        self.said, self.report, self.named = W.HTML(), W.HTML(), W.HTML()
-        self.box = W.VBox(
-            [row(self.folder, self.upload, self.pretrained, self.learn), W.HTML(f"<p>{_HINT}</p>"), self.said,
-             self.report, row(self.file, self.save, self.load), row(self.picture), self.named]
-        )  # fmt: skip
-
 # %% ../nbs/08_pictures.ipynb #16c0de65
-class OwnPictures:
+class OwnPictures(OwnPanel):
     "From a folder, or a zip, of your own pictures to a certified head, its report, a file, and names for new pictures."
-
-    _repr_mimebundle_ = View._repr_mimebundle_
 
     def __init__(
         self,
         root: str | Path = "",  # The folder to begin with
         pretrained: str = "",  # As in `load_pretrained`; `usual_network()` if ""
     ):
-        self.board = b = _OwnBoard(root, pretrained or usual_network())
-        self.box, self.learned = b.box, None
-        for button, act in ((b.learn, _learn), (b.save, _save), (b.load, _load)):
-            button.on_click(lambda _, act=act: self._do(act))
-        b.picture.observe(lambda change: self._do(_name) if b.picture.value else None, "value")
-        b.upload.observe(lambda change: setattr(b.folder, "value", "") if b.upload.value else None, "value")
-        b.folder.observe(lambda change: setattr(b.upload, "value", ()) if b.folder.value else None, "value")
+        import ipywidgets as W
 
-    def still(self) -> dict:
-        "What stands for it where no widget can live: the report."
-        return {"text/html": self.board.said.value + self.board.report.value}
-
-    def _do(self, act):
-        "An action, and what came of it in a sentence; never an error that nobody sees."
-        self.board.said.value, self.board.folder.options = "working ...", _nearby()
-        try:
-            said = act(self, self.board)
-        except KeyboardInterrupt:
-            said = "stopped from the keyboard"
-        except Exception as e:
-            said = sentence(e)
-        self.board.said.value = f'<p role="status">{escape(said)}</p>'
+        names, first = tuple(zoo.networks("image")), pretrained or usual_network()
+        network = W.Dropdown(options=names, value=first, description="network", **long_field(W))
+        upload = W.FileUpload(accept=".zip", description="or a zip")
+        new = W.FileUpload(accept="image/*", description="A new picture", layout=W.Layout(width="auto"))
+        b = Board(root, _nearby, "folder or zip", _HINT, network, new, upload)
+        b.upload, b.picture = upload, new
+        super().__init__(b, _learn, load_pictures)
+        new.observe(lambda change: self.do(_name) if new.value else None, "value")
+        upload.observe(lambda change: setattr(b.folder, "value", "") if upload.value else None, "value")
+        b.folder.observe(lambda change: setattr(upload, "value", ()) if b.folder.value else None, "value")
 
 # %% ../nbs/08_pictures.ipynb #16c0de66
 def _content(upload):
@@ -298,35 +260,11 @@ def _learn(own, b):
     return f"learned {', '.join(own.learned.classes)} from {name}"
 
 # %% ../nbs/08_pictures.ipynb #16c0de69
-def _file(b):
-    if not b.file.value.strip():
-        raise ValueError("give the file a name, such as mine.safetensors")
-    return b.file.value.strip()
-
-
-def _save(own, b):
-    if own.learned is None:
-        return "nothing is learned yet: press Learn"
-    size = save_delta(_file(b), own.learned.model, own.learned.pre, own.learned.classes)
-    return f"{b.file.value}: {size:,} bytes; on {own.learned.pre.name} it is the whole model again, with its classes' names"
-
-
-def _load(own, b):
-    own.learned = load_pictures(_file(b))
-    b.report.value = b.named.value = ""  # it was about another head
-    if own.learned.pre.name in b.pretrained.options:
-        b.pretrained.value = own.learned.pre.name
-    classes = ", ".join(own.learned.classes)
-    return f"theta_fine is that of {b.file.value}, to the bit: {own.learned.pre.name} that tells apart {classes}"
-
-
 def _name(own, b):
     (_, content), b.picture.value, b.named.value = _content(b.picture), (), ""
     if own.learned is None:
         return "nothing is learned yet: press Learn, or Load"
     named = name_picture(own.learned, content)
     x = read_picture(io.BytesIO(content), own.learned.size)
-    b.named.value = gallery([_thumb(x)], [f"looks like {next(iter(named))}"]) + html_table(
-        [{"class": n, "probability": p} for n, p in list(named.items())[:5]]
-    )
+    b.named.value = gallery([_thumb(x)], [f"looks like {next(iter(named))}"]) + likeliest(named)
     return f"this looks like {next(iter(named))}"

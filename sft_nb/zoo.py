@@ -17,7 +17,7 @@ from .core import unknown
 
 # %% ../nbs/U_zoo.ipynb #34a00010
 _OWN = {}  # Name -> world, of those that no file in `sources/` holds
-FOUR = ("networks", "network", "tasks", "task")  # The functions of a world
+FOUR = ("networks", "network", "tasks", "task")  # The functions of a world: two for networks, two for tasks
 
 
 @lru_cache(maxsize=1)
@@ -33,29 +33,39 @@ def worlds() -> dict[str, object]:
     return _files() | _OWN
 
 # %% ../nbs/U_zoo.ipynb #34a00012
-def networks() -> dict[str, str]:
+def _names(world, what):
+    "What a world lists of its networks or tasks; nothing, if it has none."
+    return getattr(world, what, tuple)()
+
+
+def networks(
+    kind: str = "",  # Of a row, as in `Pretrained`: only of the worlds that read it, or do not say what they read
+) -> dict[str, str]:
     "The name of every network -> its world's."
-    return {n: name for name, world in worlds().items() for n in world.networks()}
+    fit = {name: w for name, w in worlds().items() if kind in ("", getattr(w, "KIND", kind))}
+    return {n: name for name, world in fit.items() for n in _names(world, "networks")}
 
 
 def tasks() -> dict[str, str]:
     "The name of every task -> its world's."
-    return {n: name for name, world in worlds().items() for n in world.tasks()}
+    return {n: name for name, world in worlds().items() for n in _names(world, "tasks")}
 
 # %% ../nbs/U_zoo.ipynb #34a00014
 def register(
-    world: object,  # Has the four functions: a module, a class of static methods, any object
+    world: object,  # Has the functions for networks, for tasks or for both: a module, a class of static methods, any object
     name: str | None = None,  # The world's own `__name__` if None
 ) -> None:
     "Add a world until Python ends, in the place of one of the same name; raises ValueError where it cannot be one."
     name = name or getattr(world, "__name__", "").rpartition(".")[2]
     if not name:
         raise ValueError("the world has no name: register(world, 'mine')")
-    if missing := [f for f in FOUR if not callable(getattr(world, f, None))]:
+    has = [callable(getattr(world, f, None)) for f in FOUR]
+    pairs = [pair for pair in ((0, 1), (2, 3)) if has[pair[0]] or has[pair[1]]] or [(0, 1, 2, 3)]
+    if missing := [FOUR[i] for pair in pairs for i in pair if not has[i]]:
         raise ValueError(f"the world {name!r} has no function {missing[0]}: it needs {', '.join(FOUR)}")
     if name in _files():
         raise ValueError(f"{name!r} is a world of this package already: give yours another name")
-    for known, mine in ((networks(), world.networks()), (tasks(), world.tasks())):
+    for known, mine in ((networks(), _names(world, "networks")), (tasks(), _names(world, "tasks"))):
         if taken := [n for n in mine if known.get(n, name) != name]:
             raise ValueError(f"{taken[0]!r} is a name of the world {known[taken[0]]!r} already: take another")
     _OWN[name] = world

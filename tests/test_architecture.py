@@ -32,11 +32,11 @@ FLOORS = {
     10: ["experiments", "tables"],
     11: ["sweeps"],
     12: ["widgets", "sessions", "cli"],
-    13: ["controls"],
+    13: ["controls", "panels"],
     14: ["dashboard", "pictures"],
     15: ["own_texts"],
 }
-VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts"}  # what knows ipywidgets
+VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts", "panels"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},
@@ -121,7 +121,7 @@ def test_import_needs_no_jupyter():
 def test_worlds_are_found_by_their_files_and_named_by_no_room():
     "Whoever needs a world asks `zoo`; the pages for pictures and for texts of one's own alone ask whether weights are here."
     named = {m for m in MODULES for other in ours(m) if other.startswith("sources.") and not m.startswith("sources.")}
-    assert named <= {"pictures", "own_texts"}
+    assert named <= {"pictures", "own_texts", "panels"}
 
 
 def test_nothing_unpickles_freely():

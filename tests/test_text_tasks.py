@@ -25,6 +25,7 @@ from sft_nb import zoo
 from sft_nb.cli import main
 from sft_nb.data import few_shot, load_split
 from sft_nb.fetch import data_folders, git_blob
+from sft_nb.models import load_pretrained
 from sft_nb.sources import corpora, sentences
 from sft_nb.texts import Texts, to_texts
 
@@ -108,9 +109,9 @@ def test_a_task_that_is_not_there_is_told_in_a_sentence():
     for world, wrong, right in ((sentences, "charts", "chart"), (corpora, "banking10_7", "banking10_0")):
         with pytest.raises(ValueError, match=f"unknown task '{wrong}'; did you mean .*'{right}'"):
             world.task(wrong)
-        with pytest.raises(ValueError, match="unknown network"):
-            world.network("chart")
-        assert world.networks() == ()
+        assert world.__name__.rpartition(".")[2] not in zoo.networks().values()
+    with pytest.raises(ValueError, match="unknown model 'chart'"):
+        load_pretrained("chart")
 
 
 # chart
