@@ -110,7 +110,13 @@ def _columns(path, said):
     "The rows of a CSV or TSV file as dictionaries; columns without names are text and label."
     first = said[: said.find("\n")] if "\n" in said else said
     between = "\t" if path.suffix.casefold() == ".tsv" else max(",;\t|", key=first.count)
-    rows = [r for r in csv.reader(io.StringIO(said, newline=""), delimiter=between) if any(map(str.strip, r))]
+    usual = csv.field_size_limit(len(said) + 1)  # a cell may hold a book
+    try:
+        rows = [r for r in csv.reader(io.StringIO(said, newline=""), delimiter=between) if any(map(str.strip, r))]
+    except csv.Error as e:
+        raise ValueError(f"{path.name} is no table of commas, semicolons, tabs or bars ({e})") from e
+    finally:
+        csv.field_size_limit(usual)
     head = [c.strip() for c in rows[0]] if rows else []
     if not {c.casefold() for c in head} & {*TEXT, *LABEL}:
         if len(head) != 2:

@@ -47,14 +47,14 @@ def _quiet():
 
 
 def _library():
-    "Transformers; ImportError in a sentence where it is not installed."
+    "Transformers; OSError in a sentence where it is not installed, as where weights are not here."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads survives no fork, and warns of it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import transformers
     except ImportError as e:
-        raise ImportError('encoders of text need Hugging Face Transformers: pip install "sft_nb[text]"') from e
+        raise OSError('encoders of text need Hugging Face Transformers: pip install "sft_nb[text]"') from e
     return transformers
 
 # %% ../../nbs/ZI_source_text.ipynb #7f20000a
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         if self.pool == "first":
             return z[:, 0]
         m = (ids != self.pad)[..., None].to(z.dtype)
-        return (z * m).sum(1) / m.sum(1)
+        return (z * m).sum(1) / m.sum(1).clamp_min(1)
 
 # %% ../../nbs/ZI_source_text.ipynb #7f200010
 KIND = "text"
@@ -312,8 +312,10 @@ def network(
 def drawn(
     name: str,  # As for `network`
 ) -> Pretrained:
-    "The same network with its weights drawn at random; its tokenizer must be there."
+    "The same network with its weights drawn at random. Nothing is fetched: raises OSError where its tokenizer is not here."
     tf = _library()
+    if name == "minilm" and not is_here():
+        raise OSError("minilm is not here: run `sft_nb fetch minilm` (84 MB)")
     folder = bring().parent if name == "minilm" else _folder(name)
     with _quiet():
         net = _bare(aside(tf.AutoModel.from_config, tf.AutoConfig.from_pretrained(folder, local_files_only=True)))
