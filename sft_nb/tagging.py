@@ -112,7 +112,7 @@ def _lengths(ds):
     "Up to the last word of each text that has a label."
     return ((ds.y != -100) * torch.arange(1, ds.y.shape[1] + 1)).max(1).values
 
-
+# %% ../nbs/ZM_tagging.ipynb #7f50001c
 def tags_of(
     words: Words,
     classes: Sequence[str],  # The tag of label 0, 1, ...; the first one is O
