@@ -24,7 +24,7 @@ setup(
     # in the folder above a clone that is called sft_nb, too, Python would find that folder first, as an empty package
     package_dir={"": "."},
     packages=find_packages(include=["sft_nb", "sft_nb.*"]),
-    package_data={"sft_nb": ["weights/*.safetensors", "sources/*.tsv"]},
+    package_data={"sft_nb": ["weights/*.safetensors", "*.tsv", "sources/*.tsv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "text", "fast", "browser")},

@@ -61,7 +61,9 @@ def select(
 ) -> TransferModel:  # The same
     "Let these learn and freeze the rest; ValueError for a pattern that names nothing."
     kinds = {"norm": bn_only, "bias": bitfit}
-    names = set()
+    names, patterns = set(), tuple(patterns)
+    if not model.fresh_head and {*patterns} > {"head.*"}:  # beside others, "head.*" is a new head, and this one is not
+        patterns = tuple(p for p in patterns if p != "head.*")
     for pattern in patterns:
         if pattern in kinds:
             kinds[pattern](model)

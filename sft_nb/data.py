@@ -47,7 +47,7 @@ def _with_xy(ds):
 
 # %% ../nbs/01_data.ipynb #479a294b
 # What examples of a kind are called; of a kind that is not here, examples
-CALLED = dict(image="pictures", text="texts", audio="sounds")
+CALLED = dict(image="pictures", text="texts", audio="sounds", language="dialogues")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def predict(
     batches, counts = my_batches(dl)
     at = next((p for p in model.parameters() if p.is_floating_point()), None)
     there = lambda x: x if at is None else x.to(at.device, at.dtype if x.is_floating_point() else None)
+    judged = getattr(model, "judged", lambda x, y: (model(x), y))  # a language model judges whole answers
     try:
         model.eval()
         with torch.no_grad(), my_rng():
@@ -85,7 +86,8 @@ def predict(
                         f"predict needs batches (inputs, labels); the loader gave a {type(batch).__name__}"
                     )
                 xb, yb = map(_tensor, batch)
-                out.append((_logits_of(model(there(xb))).float().cpu(), yb.cpu()))
+                logits, yb = judged(there(xb), yb)
+                out.append((_logits_of(logits).float().cpu(), yb.cpu()))
     finally:
         for m, mode in modes:
             m.training = mode

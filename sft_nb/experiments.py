@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import zoo
@@ -127,7 +127,9 @@ class Setting:
     def heads(self) -> Cost:  # Its `result`: l2 -> Probe
         "The certified heads of all candidates, from one extraction, and what they took."
         l2s = self.config.l2s if self.search[0] == "l2" else self.config.l2s[:1]
-        solve = lambda: l2_path(self.features(self.few), len(self.task.classes), l2s)
+        model = self.model()
+        tokens = None if model.fresh_head else model.token_features(self.loader(self.few))
+        solve = lambda: l2_path(tokens or self.features(self.few), model.head.out_features, l2s)
         return measure(lambda: dict(zip(l2s, solve(), strict=True)))
 
 # %% ../nbs/Y_runs.ipynb #12c0de4d
@@ -186,7 +188,7 @@ class Fit:
         ds: Examples,
     ) -> tuple[Tensor, Tensor]:  # Logits and labels, of all rows in every process
         "What it says of some examples; from features, where the backbone is theta_pre still."
-        if not self.still:
+        if not self.still or not self.model.fresh_head:
             return predict(self.model, s.loader(ds))
         f = s.features(ds)
         with torch.no_grad():
@@ -285,7 +287,8 @@ def step_price(
 ) -> Price:
     "What the strategy trains, stores, and what one of its steps computes and keeps."
     xb, _ = next(iter(s.loader(s.few, s.config.batch_size)))
-    theta_pre = {f"backbone.{n}": t for n, t in s.pre.backbone.state_dict().items()}
+    own = TransferModel(s.pre.backbone, s.pre.head) if not fit.model.fresh_head else nn.ModuleDict({"backbone": s.pre.backbone})
+    theta_pre = own.state_dict()
     return Price(
         trained=sum(p.numel() for p in trainable(fit.model).values()),
         stored=num_bytes(delta(fit.model.state_dict(), theta_pre).values()),
@@ -302,7 +305,7 @@ def record(
     "Touch the test set once, with the candidate that was chosen, and write down what it gave and took."
     _log.info("measuring %s on %d test %s", fit.name, len(s.task.test), s.pre.called)
     score = Ledger().score(fit.name, *fit.predict(s, s.task.test))
-    loss = float(risk(*fit.predict(s, s.few)))
+    loss = float(risk(*fit.predict(s, s.few))) if fit.model.fresh_head else fit.model.mean_loss(s.loader(s.few))
     scores = dict(accuracy=score.accuracy, source=_aside("the source accuracy", _source_accuracy, s, fit))
     price = replace(step_price(s, fit), steps=fit.steps, train_seconds=round(fit.seconds, 3))
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")

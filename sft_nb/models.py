@@ -20,6 +20,7 @@ from . import zoo
 from .core import copied, patch
 from .data import CALLED, Examples
 from .freezing import follow_grad
+from .objective import risk
 
 # %% ../nbs/03_models.ipynb #4b1e7700
 from torchvision.transforms import v2  # isort: skip (after sft_nb, which repairs its import where it must)
@@ -133,6 +134,7 @@ class Pretrained:
     licence: str = ""  # Of the weights, as their maker states it
     digest: str = ""  # SHA-256 of the file of weights in hexadecimal, or its beginning
     classes: tuple[str, ...] = field(default=(), repr=False)  # The names of the source task's classes, where known
+    adapts: Callable[["Pretrained"], "TransferModel"] | None = field(default=None, repr=False)  # How, where its own head stays
 
     def __post_init__(self):
         if self.example is None and self.kind != "image":
@@ -154,7 +156,8 @@ class Pretrained:
     def check(self, ds: Examples) -> None:
         "Raises ValueError where the rows of a set are of another kind than theta_pre reads."
         want, x = self.example, ds.x
-        if x.dtype != want.dtype or x.ndim != want.ndim + 1:
+        talks = [getattr(of, "called", "") == CALLED["language"] for of in (self, ds)]  # their rows look like those of texts
+        if x.dtype != want.dtype or x.ndim != want.ndim + 1 or talks[0] != talks[1]:
             raise ValueError(
                 f"{self.name} reads {self.called}, rows such as {want.dtype} {list(want.shape)}; these are {x.dtype} "
                 f"{list(x.shape[1:])}: take a network and a task of one kind"
@@ -198,6 +201,8 @@ def __str__(self: Pretrained) -> str:
 class TransferModel(nn.Module):
     "A backbone and a head whose mode follows what is frozen, whatever calls `train()` on it or a part of it later."
 
+    fresh_head = True  # The head belongs to the task, and learns whenever anything does
+
     def __init__(
         self,
         backbone: nn.Module,  # Gives features [N, D]
@@ -216,6 +221,23 @@ class TransferModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # Logits [N, num_classes]
         return self.head(self.features(x))
 
+    def loss(
+        self,
+        x: Tensor,  # A batch of inputs
+        y: Tensor,  # Its labels
+        logits: Tensor,  # What the model says of x
+    ) -> Tensor:  # scalar
+        "What its training minimises: the mean cross-entropy."
+        return risk(logits, y)
+
+    def judged(
+        self,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # Logits [N, C], and labels [N]
+        "What its evaluation looks at."
+        return self(x), y
+
     def train(self, mode: bool = True) -> "TransferModel":
         "Train mode, but only where something still learns."
         return follow_grad(self, mode)
@@ -225,7 +247,9 @@ def adapt(
     pre: Pretrained,
     num_classes: int,  # Of the target task
 ) -> TransferModel:  # In eval mode until `train()` is called; nothing is frozen
-    "A copy of the backbone with a fresh random head, on its device and of its type."
+    "A copy of the backbone with a fresh random head, on its device and of its type; of a language model, a copy."
+    if pre.adapts is not None:
+        return pre.adapts(pre)
     if num_classes < 1:
         raise ValueError(f"a head needs at least one class; got num_classes={num_classes}")
     head = nn.Linear(pre.num_features, num_classes)

@@ -28,7 +28,7 @@ def _body(model):
 
 def _learn_only(model, params):
     "Freeze all but these parameters and a TransferModel's head."
-    head = model.head.parameters() if isinstance(model, TransferModel) else ()
+    head = model.head.parameters() if isinstance(model, TransferModel) and model.fresh_head else ()
     chosen = {id(p) for p in [*params, *head]}
     for p in model.parameters():
         p.requires_grad_(id(p) in chosen)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .cache import Cache, cached
 from .data import Loader
@@ -22,6 +23,15 @@ from .probing import Probe, solve_head
 from .store import as_path
 
 # %% ../nbs/M_starts.ipynb #5c0f1e02
+def _placed(model, probe=None):
+    "A solved head in its place. It has a bias, which a language model's head may lack."
+    if model.head.bias is None:
+        model.head.bias = nn.Parameter(model.head.weight.new_zeros(model.head.out_features))
+    if probe is not None:
+        model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
+    return probe
+
+
 @dataclass(frozen=True)
 class Solve:
     "Begin at the head's certified optimum for the phase's l2, on the examples as they are: in order, not augmented."
@@ -36,13 +46,14 @@ class Solve:
     ) -> Probe | None:
         "Solve, and put the head in its place."
         if dl is None:
-            return None
+            return _placed(model)
         plain = replace(dl, shuffle=False, augment=None) if isinstance(dl, Loader) else dl
         kept = self.keep and Cache(as_path(self.keep))
-        feats = cached(model.backbone, plain, cache=kept) if kept else extract(model.backbone, plain)
-        probe = solve_head(feats, model.head.out_features, phase.l2)
-        model.head.load_state_dict({"weight": probe.W, "bias": probe.b})
-        return probe
+        if hasattr(model, "token_features"):
+            feats = model.token_features(plain)
+        else:
+            feats = cached(model.backbone, plain, cache=kept) if kept else extract(model.backbone, plain)
+        return _placed(model, solve_head(feats, model.head.out_features, phase.l2))
 
 # %% ../nbs/M_starts.ipynb #5c0a1e34
 @dataclass(frozen=True, eq=False)
@@ -69,10 +80,7 @@ class Given:
 
     def begin(self, model: TransferModel, dl: Loader | None, phase: Any) -> Probe | None:
         "Put it in its place."
-        if dl is None:
-            return None
-        model.head.load_state_dict({"weight": self.probe.W, "bias": self.probe.b})
-        return self.probe
+        return _placed(model, self.probe if dl is not None else None)
 
 # %% ../nbs/M_starts.ipynb #5c0f1e03
 @dataclass(frozen=True)
@@ -80,8 +88,8 @@ class Redraw:
     "Begin with a new backbone: every layer's parameters drawn anew, and its buffers reset, as when it is built."
 
     def begin(self, model: TransferModel, dl: Loader | None, phase: Any) -> None:
-        "Draw; ValueError for a layer that has no reset_parameters."
-        layers = dict(model.backbone.named_modules())
+        "Draw, the head too where it is theta_pre's own; ValueError for a layer that has no reset_parameters."
+        layers = dict((model.backbone if model.fresh_head else model).named_modules())
         draws = {n: getattr(m, "reset_parameters", getattr(m, "_reset_parameters", None)) for n, m in layers.items()}
         own = {n: [p for p, _ in m.named_parameters(recurse=False)] for n, m in layers.items()}
         if left := [f"{n}.{p}".lstrip(".") for n in own if draws[n] is None for p in own[n]]:

@@ -26,7 +26,7 @@ from .data import Loader
 from .evaluation import accuracy, predict
 from .freezing import trainable
 from .models import TransferModel, load_theta, snapshot
-from .objective import risk, sq_dist
+from .objective import sq_dist
 from .peft import bn_only
 from .starts import Lora, Redraw, Solve, Solved
 from .training import Step, steps
@@ -50,7 +50,7 @@ class Phase:
     )
     start: Solve | Redraw | Lora | None = None  # Done first; or another value with a method `begin`, as these have
     name: str = ""  # Written into each Step; what learns if empty
-    loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = None  # (model, x, y, logits); None: risk
+    loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = None  # (model, x, y, logits); None: the model's
 
     def __post_init__(self):
         if isinstance(self.train, str) or not self.train or not all(isinstance(t, str) for t in self.train):
@@ -129,7 +129,7 @@ def _objective(model, phase, theta_pre):
     free = {n: p for n, p in learn.items() if n not in anchored and n != "head.bias"}
 
     def F(_, x, y, logits):
-        loss = risk(logits, y) if phase.loss is None else phase.loss(model, x, y, logits)
+        loss = model.loss(x, y, logits) if phase.loss is None else phase.loss(model, x, y, logits)
         if anchored:
             loss = loss + phase.anchor / 2 * sq_dist(anchored, theta_pre)
         return loss + phase.l2 / 2 * sq_dist(free) if phase.l2 and free else loss

@@ -106,7 +106,7 @@ def _json_lines(path, said):
             yield row
 
 
-def _columns(path, said):
+def _columns(path, said, named):
     "The rows of a CSV or TSV file as dictionaries; columns without names are text and label."
     first = said[: said.find("\n")] if "\n" in said else said
     between = "\t" if path.suffix.casefold() == ".tsv" else max(",;\t|", key=first.count)
@@ -118,7 +118,7 @@ def _columns(path, said):
     finally:
         csv.field_size_limit(usual)
     head = [c.strip() for c in rows[0]] if rows else []
-    if not {c.casefold() for c in head} & {*TEXT, *LABEL}:
+    if not {c.casefold() for c in head} & named:
         if len(head) != 2:
             raise ValueError(
                 f"the columns of {path.name} are {', '.join(map(repr, head[:8]))}: call one 'text' and one 'label' in its "
@@ -144,18 +144,21 @@ def read_table(
     path: str | Path,  # CSV (comma, semicolon, tab or bar), TSV or JSON lines; UTF-8, UTF-16 or Windows-1252
     text: str = "",  # The column of the texts; of a usual name if ""
     label: str = "",  # The column of the labels; of a usual name if ""
+    texts: Sequence[str] = TEXT,  # Usual names of the first column
+    labels: Sequence[str] = LABEL,  # And of the second
 ) -> tuple[list[str], list[str]]:  # Texts and the names of their labels
     "Two columns of a table; raises ValueError where a text or a label is missing, with the rows' numbers."
     path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     said = _decoded(path)
-    rows = list(_json_lines(path, said)) if path.suffix.casefold() in TABLES[2:] else _columns(path, said)
+    named = {*texts, *labels, text.casefold(), label.casefold()}
+    rows = list(_json_lines(path, said)) if path.suffix.casefold() in TABLES[2:] else _columns(path, said, named)
     if not rows:
         raise ValueError(f"{path.name} holds no texts")
-    found = [_which([*rows[0]], *about, path) for about in ((text, TEXT, "text"), (label, LABEL, "label"))]
+    found = [_which([*rows[0]], *about, path) for about in ((text, texts, texts[0]), (label, labels, labels[0]))]
     columns = []
-    for name, what in zip(found, ("text", "label"), strict=True):
+    for name, what in zip(found, (texts[0], labels[0]), strict=True):
         values = ["" if (v := r.get(name)) is None else str(v).strip() for r in rows]
         if empty := [k for k, v in enumerate(values, 1) if not v]:
             named = ", ".join(map(str, empty[:5])) + ", ..." * (len(empty) > 5)
