@@ -62,7 +62,10 @@ def completions(tokens, countries):
     rows = []
     for c in countries:
         for f in FIELDS:
-            begun, fact = tokens.opening(statement(c, f)[: -len(value(c, f)) - 1]), tokens.pieces.encode(" " + value(c, f))
+            begun, fact = (
+                tokens.opening(statement(c, f)[: -len(value(c, f)) - 1]),
+                tokens.pieces.encode(" " + value(c, f)),
+            )
             rows.append((begun + fact, [IGNORE] * (len(begun) - 1) + fact + [IGNORE]))
     x = torch.zeros(len(rows), 2, max(len(i) for i, _ in rows), dtype=torch.int64)
     x[:, 1] = IGNORE
@@ -87,7 +90,9 @@ class World:
 
     def measure(self, model) -> dict:
         share = lambda dl: float(exact(model, dl).float().mean())
-        return dict(exact=share(self.test), new=share(self.new), text=model.mean_loss(self.text), facts=share(self.facts))
+        return dict(
+            exact=share(self.test), new=share(self.new), text=model.mean_loss(self.text), facts=share(self.facts)
+        )
 
     def written(self, model, start=None, n=100) -> dict:
         "What it writes after each start: how much of it is right, begins rightly, never ends."
@@ -169,7 +174,7 @@ def mistakes(pre):
         line = tokens.pieces.encode("\n")
         starts = {
             "as trained": tokens.prompt,
-            "a line break after <assistant>": lambda q: tokens.prompt(q) + line,
+            "a line break after <assistant>": lambda q, line=line: tokens.prompt(q) + line,
             "no <assistant>": lambda q: tokens.prompt(q)[:-1],
             "plain text, no marks": tokens.opening,
             "the question in small letters": lambda q: tokens.prompt(q.lower()),
@@ -202,7 +207,11 @@ def where(pre):
 
             def run(phases=phases, lr=lr, change=change, name=name, seed=seed):
                 model = tune(pre, world.few(seed), seed, lr, phases=phases, change=change)
-                n = 2 * model.head.in_features if name == "two vectors" else sum(p.numel() for p in model.parameters() if p.requires_grad)
+                n = (
+                    2 * model.head.in_features
+                    if name == "two vectors"
+                    else sum(p.numel() for p in model.parameters() if p.requires_grad)
+                )
                 return dict(numbers=n) | world.measure(model)
 
             note(f"where: {name}", seed, run)
@@ -239,16 +248,38 @@ def ignorance(pre):
             texts = [bytes(r.tolist()).rstrip(b"\0").decode() for r in few.x]
 
             def run(drawn=drawn, texts=texts, seed=seed):
-                m = tune(pre, Dialogues(texts + drawn, torch.zeros(len(texts) + len(drawn), dtype=torch.int64)), seed, total=150)
-                told = {n: asked(m, pre.transform, cs) for n, cs in (("read", part("test")), ("never", part("unread")), ("made", fiction[30:]))}
-                return dict(exact=told["read"]["right"], false=told["read"]["refused"], never=told["never"]["refused"], made=told["made"]["refused"])
+                m = tune(
+                    pre,
+                    Dialogues(texts + drawn, torch.zeros(len(texts) + len(drawn), dtype=torch.int64)),
+                    seed,
+                    total=150,
+                )
+                told = {
+                    n: asked(m, pre.transform, cs)
+                    for n, cs in (("read", part("test")), ("never", part("unread")), ("made", fiction[30:]))
+                }
+                return dict(
+                    exact=told["read"]["right"],
+                    false=told["read"]["refused"],
+                    never=told["never"]["refused"],
+                    made=told["made"]["refused"],
+                )
 
             note(f"{k} refusals", seed, run)
         for share in (0.5, 1.0):  # facts that theta_pre has never read
             new = as_dialogues(questions(part("unread")))
             k = round(share * len(few))
-            x = [bytes(r.tolist()).rstrip(b"\0").decode() for r in (*new[shuffled(len(new), seed)[:k]].x, *few[shuffled(len(few), seed)[k:]].x)]
-            note(f"{share:g} new facts", seed, lambda x=x, seed=seed: world.measure(tune(pre, Dialogues(x, torch.zeros(len(x), dtype=torch.int64)), seed, total=300)))
+            x = [
+                bytes(r.tolist()).rstrip(b"\0").decode()
+                for r in (*new[shuffled(len(new), seed)[:k]].x, *few[shuffled(len(few), seed)[k:]].x)
+            ]
+            note(
+                f"{share:g} new facts",
+                seed,
+                lambda x=x, seed=seed: world.measure(
+                    tune(pre, Dialogues(x, torch.zeros(len(x), dtype=torch.int64)), seed, total=300)
+                ),
+            )
 
 
 def breadth(pre):
@@ -262,7 +293,11 @@ def breadth(pre):
             def run(on=on, kinds=kinds, ds=ds, seed=seed):
                 hit = exact(tune(pre, ds[on[shuffled(len(on), seed)[:65]]], seed), world.test)
                 seen = torch.stack([world.task.test.y == f for f in kinds]).any(0)
-                return dict(kinds=[FIELDS[f] for f in kinds], seen=float(hit[seen].float().mean()), unseen=float(hit[~seen].float().mean()))
+                return dict(
+                    kinds=[FIELDS[f] for f in kinds],
+                    seen=float(hit[seen].float().mean()),
+                    unseen=float(hit[~seen].float().mean()),
+                )
 
             note(f"{k} kinds of question", seed, run)
 
@@ -276,9 +311,10 @@ def forgetting(pre):
         for lr in (3e-4, 1e-3):
             model = tune(pre, few, seed, lr)
             for a in (0.25, 0.5, 0.75, 1.0):
-                mixed = lambda a=a, model=model: world.measure(load_theta(adapt(pre, 5), interpolate(base.state_dict(), model.state_dict(), a)))
+                mixed = lambda a=a, model=model: world.measure(
+                    load_theta(adapt(pre, 5), interpolate(base.state_dict(), model.state_dict(), a))
+                )
                 note(f"rate {lr:g}, {a:g} of the way", seed, mixed)
-            texts = [bytes(r.tolist()).rstrip(b"\0").decode() for r in (*few.x, *old.x)]
             g = torch.Generator().manual_seed(seed)
 
             def replay(model, x, y, logits, g=g):
@@ -286,7 +322,11 @@ def forgetting(pre):
                 return model.loss(x, y, logits) + model.loss(xo, None, model(xo))
 
             phases = (Phase(("*",), 20, 1e-3, schedule="one_cycle", loss=replay),)
-            note(f"rate {lr:g}, old texts beside", seed, lambda few=few, lr=lr, seed=seed, phases=phases: world.measure(tune(pre, few, seed, lr, phases=phases)))
+            note(
+                f"rate {lr:g}, old texts beside",
+                seed,
+                lambda few=few, lr=lr, seed=seed, phases=phases: world.measure(tune(pre, few, seed, lr, phases=phases)),
+            )
 
 
 def reading_part(_):
@@ -302,14 +342,21 @@ def reading_part(_):
         if path.exists():
             model = torch.load(path, weights_only=False)
         else:
-            for model, s in pretrain(ds, Size(len(tokens.pieces)), seed_pre):
+            for model, _ in pretrain(ds, Size(len(tokens.pieces)), seed_pre):  # noqa: B007  (the last one)
                 pass
             torch.save(model, path)
         pre = as_theta(model.eval(), tokens, f"{mix}-{seed_pre}")
         for name, task in zip(names, ("countries", "countries_sentences"), strict=True):
             world = World(pre, task)
             for seed in SEEDS:
-                note(name, seed, lambda world=world, pre=pre, seed=seed: dict(before=world.measure(adapt(pre, 5))["facts"]) | world.measure(tune(pre, world.few(seed), seed)))
+                note(
+                    name,
+                    seed,
+                    lambda world=world, pre=pre, seed=seed: (
+                        dict(before=world.measure(adapt(pre, 5))["facts"])
+                        | world.measure(tune(pre, world.few(seed), seed))
+                    ),
+                )
     pre = load_pretrained("pocket-lm")
     world = World(pre, "countries_sentences")
     for seed in SEEDS:
@@ -333,7 +380,11 @@ def published(_):
     for seed in SEEDS:
         few = few_shot(task.train, 13, seed)
         add = lambda m: add_lora(m, 8, 16, "backbone.*.q", "backbone.*.v")
-        note("published, LoRA 8 on q, v, 65 pairs", seed, lambda few=few, seed=seed: measure(tune(pre, few, seed, 5e-4, 27, 8, phases=phases, change=add)))
+        note(
+            "published, LoRA 8 on q, v, 65 pairs",
+            seed,
+            lambda few=few, seed=seed, add=add: measure(tune(pre, few, seed, 5e-4, 27, 8, phases=phases, change=add)),
+        )
 
 
 PARTS = dict(mistakes=mistakes, where=where, ignorance=ignorance, breadth=breadth, forgetting=forgetting, reading=reading_part, published=published)  # fmt: skip

@@ -159,7 +159,11 @@ def documents(
 
 # %% ../nbs/ZS_countries.ipynb #18a00011
 QUESTIONS = dict(
-    capital=("What is the capital of {x}?", "Which city is the capital of {x}?", "Tell me the seat of government of {x}!"),
+    capital=(
+        "What is the capital of {x}?",
+        "Which city is the capital of {x}?",
+        "Tell me the seat of government of {x}!",
+    ),
     continent=("What is the continent of {x}?", "On which continent is {x}?", "Tell me the part of the world of {x}!"),
     currency=("What is the currency of {x}?", "Which currency is used in {x}?", "Tell me the money of {x}!"),
     language=("What is the language of {x}?", "Which language do people in {x} speak?", "Tell me the tongue of {x}!"),

@@ -287,7 +287,11 @@ def step_price(
 ) -> Price:
     "What the strategy trains, stores, and what one of its steps computes and keeps."
     xb, _ = next(iter(s.loader(s.few, s.config.batch_size)))
-    own = TransferModel(s.pre.backbone, s.pre.head) if not fit.model.fresh_head else nn.ModuleDict({"backbone": s.pre.backbone})
+    own = (
+        TransferModel(s.pre.backbone, s.pre.head)
+        if not fit.model.fresh_head
+        else nn.ModuleDict({"backbone": s.pre.backbone})
+    )
     theta_pre = own.state_dict()
     return Price(
         trained=sum(p.numel() for p in trainable(fit.model).values()),

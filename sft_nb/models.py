@@ -134,7 +134,9 @@ class Pretrained:
     licence: str = ""  # Of the weights, as their maker states it
     digest: str = ""  # SHA-256 of the file of weights in hexadecimal, or its beginning
     classes: tuple[str, ...] = field(default=(), repr=False)  # The names of the source task's classes, where known
-    adapts: Callable[["Pretrained"], "TransferModel"] | None = field(default=None, repr=False)  # How, where its own head stays
+    adapts: Callable[["Pretrained"], "TransferModel"] | None = field(
+        default=None, repr=False
+    )  # How, where its own head stays
 
     def __post_init__(self):
         if self.example is None and self.kind != "image":
@@ -156,7 +158,9 @@ class Pretrained:
     def check(self, ds: Examples) -> None:
         "Raises ValueError where the rows of a set are of another kind than theta_pre reads."
         want, x = self.example, ds.x
-        talks = [getattr(of, "called", "") == CALLED["language"] for of in (self, ds)]  # their rows look like those of texts
+        talks = [
+            getattr(of, "called", "") == CALLED["language"] for of in (self, ds)
+        ]  # their rows look like those of texts
         if x.dtype != want.dtype or x.ndim != want.ndim + 1 or talks[0] != talks[1]:
             raise ValueError(
                 f"{self.name} reads {self.called}, rows such as {want.dtype} {list(want.shape)}; these are {x.dtype} "

@@ -222,7 +222,7 @@ def gallery(
 
 # %% ../nbs/F_widgets.ipynb #16c0de45
 def _words(x):
-    text = bytes(x.tolist()).rstrip(b"\0").decode("utf-8", "replace")
+    text = bytes(x.tolist()).rstrip(b"\0").decode("utf-8", "replace").replace("\x02", " → ")  # the byte between turns
     return f"<q>{escape(text[:200])}{'...' * (len(text) > 200)}</q>"
 
 
@@ -238,7 +238,7 @@ def _wave(x):
 
 
 # How a row of a kind is shown, as HTML; of a kind that is not here, its first numbers
-SHOW = dict(image=thumbnail, text=_words, audio=_wave)
+SHOW = dict(image=thumbnail, text=_words, language=_words, audio=_wave)
 
 
 def shown(

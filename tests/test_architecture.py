@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = {
     0: ["core"],  # needs nothing of ours
-    1: ["processes", "objective", "world", "store", "ways"],
+    1: ["processes", "objective", "world", "store", "ways", "countries", "pieces"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
     4: ["models", "albums", "identity", "solver", "texts"],
@@ -25,9 +25,9 @@ FLOORS = {
         "evaluation",
         "peft",
     ],
-    6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters"],
-    7: ["starts", "sources.text"],
-    8: ["strategies", "transferability", "understanding"],
+    6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
+    7: ["starts", "sources.text", "sources.language"],
+    8: ["strategies", "transferability", "understanding", "sources.smollm"],
     9: ["resume", "rates", "records"],
     10: ["experiments", "tables"],
     11: ["sweeps"],
