@@ -18,7 +18,7 @@ from .evaluation import interval
 from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
 from .sweeps import forecast
-from .widgets import View, gallery, html_table, shown, still_picture, svg_curve
+from .widgets import View, gallery, html_table, listing, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
 def _curves(session, title=""):
@@ -87,8 +87,8 @@ def _samples(session, rows, chosen):
     "Some validation rows, and what the model takes them for."
     classes, y = session.setting.task.classes, session.setting.task.valid.y
     told = {i: (int(y[i]), int(session.logits[i].argmax())) for i in chosen}
-    captions = [f"{classes[a]}: " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
-    return gallery(rows, captions)
+    captions = [f"{classes[a]}, " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
+    return (listing if session.setting.pre.kind == "text" else gallery)(rows, captions)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de52
 _ABOUT = dict(

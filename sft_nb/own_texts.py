@@ -8,7 +8,6 @@ __all__ = ['usual_encoder', 'learn_texts', 'name_text', 'OwnTexts']
 # %% ../nbs/ZN_own_texts.ipynb #7f600004
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 
 from . import zoo
@@ -18,7 +17,7 @@ from .pictures import Learned, Taught, _learned, _named, _noted, _of_kind, load_
 from .sources.text import is_here
 from .store import as_path
 from .texts import is_table, read_texts, to_rows
-from .widgets import shown
+from .widgets import listing, shown
 
 # %% ../nbs/ZN_own_texts.ipynb #7f600007
 def usual_encoder() -> str:
@@ -58,8 +57,7 @@ def _nearby():
 
 def _as_list(rows, names):
     "Texts that were mistaken, each with what was said of it."
-    said = zip(rows, names, strict=True)
-    return "<ul>" + "".join(f"<li>{shown(x, 'text')}: {escape(name)}</li>" for x, name in said) + "</ul>"
+    return listing((shown(x, "text") for x in rows), names)
 
 # %% ../nbs/ZN_own_texts.ipynb #7f60000c
 def _learn(own, b):

@@ -19,7 +19,9 @@ from PIL import Image
 
 from sft_nb.data import load_split
 from sft_nb.records import Config, known_names
+from sft_nb.sources import text
 from sft_nb.sources.lite import is_here
+from sft_nb.texts import to_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
@@ -390,6 +392,14 @@ def test_own_pictures_are_uploaded_learned_and_named(browser, lab, tmp_path):
     page.screenshot(path=tmp_path / "own.png")
 
 
+def notebook(place, name, source):
+    "A notebook of one cell, where the browser sees it."
+    cell = nbformat.v4.new_code_cell(source)
+    python = dict(name="python3", display_name="Python 3", language="python")
+    nb = nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=python))
+    nbformat.write(nb, place / "book" / "nbs" / name)
+
+
 def clothes(folder, kinds=("hat", "shoes", "t-shirt"), each=10):
     "A folder with so many photographs of each of three kinds of clothes, and one more, of shoes."
     try:
@@ -411,12 +421,7 @@ def test_ten_photographs_of_three_kinds_are_learned_in_a_notebook_of_two_lines(b
     if not is_here("efficientnet_lite0"):
         pytest.skip("the weights of efficientnet_lite0 are not here: sft_nb fetch efficientnet_lite0")
     clothes(tmp_path / "clothes")
-    cell = nbformat.v4.new_code_cell(TWO_LINES)
-    python = dict(name="python3", display_name="Python 3", language="python")
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=python)),
-        place / "book" / "nbs" / "two_lines.ipynb",
-    )
+    notebook(place, "two_lines.ipynb", TWO_LINES)
     page = opened(browser, lab, "two_lines.ipynb")
     assert not errors(run_all(page, lab, "two_lines.ipynb"))
     own = shown(page, OWN)
@@ -431,6 +436,56 @@ def test_ten_photographs_of_three_kinds_are_learned_in_a_notebook_of_two_lines(b
     own.locator("text=this looks like shoes").first.wait_for(timeout=20_000)
     page.screenshot(path=tmp_path / "named.png")
     looked_at(page, tmp_path, own=OWN)
+
+
+CHOSEN = """from sft_nb.controls import controls
+from sft_nb.dashboard import Panel
+Panel(controls())"""
+
+
+def test_a_text_task_is_chosen_and_trained_and_its_sentences_are_shown(browser, lab, place, tmp_path):
+    if not text.is_here():
+        pytest.skip("the weights of minilm are not here: sft_nb fetch minilm")
+    notebook(place, "text_panel.ipynb", CHOSEN)
+    page = opened(browser, lab, "text_panel.ipynb")
+    assert not errors(run_all(page, lab, "text_panel.ipynb"))
+    panel = shown(page, PANEL)
+    field = lambda name: panel.locator(f'.jupyter-widgets:has(> label:text-is("{name}"))').locator("input, select")
+    for name, value in (("pretrained", "minilm"), ("task", "chart"), ("epochs", "2")):
+        field(name).fill(value)
+        field(name).press("Enter")
+    field("strategy").select_option("bitfit")
+    panel.locator("text=sft_nb run").wait_for(timeout=30_000)  # what is chosen fits together
+    press(page, panel, "Start")
+    until(page, panel, "finished", 120)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=tmp_path / "text-trained.png")
+    assert "accuracy on validation texts" in panel.inner_text() and panel.locator("li q").count() == 8
+    looked_at(page, tmp_path, texts=PANEL)
+
+
+def test_a_typed_sentence_gets_its_classes(browser, lab, place, tmp_path):
+    if not text.is_here():
+        pytest.skip("the weights of minilm are not here: sft_nb fetch minilm")
+    task = load_split("chart")
+    rows = zip(to_texts(task.train.x), task.train.y.tolist(), strict=True)
+    (tmp_path / "mine.csv").write_text(
+        "text,label\n" + "".join(f'"{t}",{task.classes[y]}\n' for t, y in rows), encoding="utf-8"
+    )
+    notebook(place, "own_texts.ipynb", "from sft_nb.own_texts import OwnTexts\nOwnTexts()")
+    page = opened(browser, lab, "own_texts.ipynb")
+    assert not errors(run_all(page, lab, "own_texts.ipynb"))
+    own = shown(page, OWN)
+    own.locator("input").first.fill(str(tmp_path / "mine.csv"))
+    own.locator("input").first.press("Enter")
+    press(page, own, "Learn")
+    own.locator("text=learned animals").first.wait_for(timeout=120_000)
+    typed = own.locator('.jupyter-widgets:has(> label:text-is("a new text")) input')
+    typed.fill("a brown bear")
+    typed.press("Enter")
+    own.locator("text=this reads like animals").first.wait_for(timeout=20_000)
+    page.screenshot(path=tmp_path / "own-texts.png", full_page=True)
+    looked_at(page, tmp_path, own_texts=OWN)
 
 
 def test_without_a_front_end_a_widget_is_its_still_picture():

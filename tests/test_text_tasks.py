@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 
 from sft_nb import zoo
@@ -302,6 +302,71 @@ def test_a_list_of_known_names_finds_none():
     known, gold = ({name for _, name in entities(split, part)} for part in ("train", "test"))
     found = [n for t in texts(split, "test") for n in known if f" {n} " in f" {t} "]
     assert not {*found} & gold and len(found) < 0.1 * len(split.test)
+
+
+# roles
+
+
+def test_roles_count():
+    "Loosely: which sentences there are depends on torch's version."
+    split = load_split("roles")
+    assert [len(getattr(split, p)) for p in PARTS] == [800, 200, 300]
+    assert split.classes == ("O", "CLASS", "FUNC", "ATTR", "MOD")
+    for part in PARTS:
+        y = getattr(split, part).y
+        n = y[y >= 0].bincount(minlength=5)
+        assert 0.05 < float(n[1:].sum() / n.sum()) < 0.2 and min(n[1:4]) > 30 and 1 <= n[4] < 20
+
+
+def test_the_markup_is_gone_and_each_word_has_its_label():
+    split = load_split("roles")
+    for part in PARTS:
+        for text, y in zip(texts(split, part), getattr(split, part).y.tolist(), strict=True):
+            words = text.split(" ")
+            assert "" not in words and y[len(words) :] == [-100] * (len(y) - len(words)) and -100 not in y[: len(words)]
+            assert not re.search(r"[`*<>{}]|:\w+:|\(\)", text) and any(y[: len(words)])
+
+
+def test_a_role_is_what_sphinx_would_show():
+    "The test's own reading of the markup, on the docstring that Python itself has of a living class."
+    doc = torch.nn.Softshrink.forward.__doc__, torch.nn.Module.register_buffer.__doc__, torch.optim.Optimizer.__doc__
+    roles = re.compile(r":(class|meth|func|attr|mod):`([^`<]*)`")
+    for text in doc:
+        asked = [(r, t.rpartition(".")[2] if t[0] == "~" else t.removesuffix("()")) for r, t in roles.findall(text)]
+        kind = dict(meth="FUNC", func="FUNC").get
+        asked = [(t, kind(r, r.upper())) for r, t in asked]
+        said = [pair for sentence in sentences._marked(text) for pair in sentence if pair[1] != "O"]
+        assert {*said} <= {*asked}
+
+
+def test_roles_of_the_test_are_those_of_nn_and_optim(tmp_path, monkeypatch):
+    split = load_split("roles")
+    home = sentences.Path(torch.__file__).parent
+    known = {plain(t) for p in ("train", "valid") for t in texts(split, p)}
+    assert {plain(t) for t in texts(split, "test")} <= {*sentences._sentences("nn optim")}
+    assert not known & {*sentences._sentences("nn optim")} and (home / "nn").is_dir()
+    (tmp_path / "torch").mkdir()
+    monkeypatch.setattr(
+        sentences, "find_spec", lambda _: type("Spec", (), dict(origin=str(tmp_path / "torch" / "__init__.py")))
+    )
+    with pytest.raises(FileNotFoundError, match="holds no sources of torch: install torch with them"):
+        sentences._roles()
+
+
+def test_a_list_of_known_roles_finds_few():
+    "A gazetteer of words, each with its most frequent tag in training, counted by words: what is new is not found."
+    split = load_split("roles")
+    seen = {}
+    for text, y in zip(texts(split, "train"), split.train.y.tolist(), strict=True):
+        for w, k in zip(text.split(" "), y):  # noqa: B905  (y is filled up)
+            seen.setdefault(w, Counter())[k] += 1
+    said, true = [], []
+    for text, y in zip(texts(split, "test"), split.test.y.tolist(), strict=True):
+        words = text.split(" ")
+        said += [seen[w].most_common(1)[0][0] if w in seen else 0 for w in words]
+        true += y[: len(words)]
+    f1 = f1_score(true, said, labels=[1, 2, 3, 4], average="micro")
+    assert 0.05 < f1 < 0.5, f1
 
 
 # what is fetched
