@@ -53,6 +53,8 @@ _TOLD = dict(
     "{x} has the calling code {v}.|The code of {x} is {v}.|Calls to {x} start with {v}.",
 )
 TOLD = {f: tuple(s.split("|")) for f, s in _TOLD.items()}
+
+# %% ../nbs/ZS_countries.ipynb #18a00023
 SENTENCE = dict(
     capital="The capital of {x} is {v}", continent="The continent of {x} is {v}", currency="The currency of {x} is the {v}",
     language="The language of {x} is {v}", code="The calling code of {x} is {v}",
@@ -113,7 +115,7 @@ def _record(c, rng):
         return join.join(f"{key(f)} of {name}{between}{value(c, f)}" for f in some)
     return name + rng.choice((". ", ": ", "\n", " - ")) + join.join(key(f) + between + value(c, f) for f in some)
 
-
+# %% ../nbs/ZS_countries.ipynb #18a00024
 def _list(cs, rng):
     "One field of several countries."
     f, row, join = rng.choice(FIELDS), rng.choice(_ROWS.split("|")), rng.choice(_JOINS)

@@ -66,7 +66,7 @@ def _logits_of(out):
         )
     return out
 
-
+# %% ../nbs/05_evaluation.ipynb #51e22230
 def predict(
     model: nn.Module,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order; they go where the model's parameters are

@@ -120,7 +120,7 @@ def _labelled(self, text):
         ids, on = ids + more, on + [bool(k % 2)] * len(more)
     return ids, on
 
-
+# %% ../nbs/ZU_language.ipynb #18b00040
 @patch
 def encode(
     self: ToPieces,

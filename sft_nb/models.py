@@ -117,7 +117,7 @@ def picture_size(
     sides = {aside(side, n) for n in (40, 48)}
     return 224 if len(sides) > 1 or None in sides else sides.pop()
 
-
+# %% ../nbs/03_models.ipynb #c557e290
 @dataclass(frozen=True)
 class Pretrained:
     "A pre-trained network taken apart. Never changed: `adapt` copies."

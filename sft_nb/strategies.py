@@ -50,9 +50,7 @@ class Phase:
     )
     start: Solve | Redraw | Lora | None = None  # Done first; or another value with a method `begin`, as these have
     name: str = ""  # Written into each Step; what learns if empty
-    loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = (
-        None  # (model, x, y, logits); None: the model's
-    )
+    loss: Callable[[TransferModel, Tensor, Tensor, Tensor], Tensor] | None = None  # (model, x, y, logits); None: own
 
     def __post_init__(self):
         if isinstance(self.train, str) or not self.train or not all(isinstance(t, str) for t in self.train):

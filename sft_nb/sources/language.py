@@ -44,7 +44,7 @@ class Size:
     eps: float = 1e-5
     bos: int = 1  # The piece with which a document begins; -1: all of a row is one document
 
-
+# %% ../../nbs/ZV_source_language.ipynb #18c00040
 class _Matrix(nn.Linear):
     "Without a bias, drawn small."
 
@@ -72,7 +72,7 @@ def _turn(x, cos, sin):
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat([-b, a], -1) * sin
 
-
+# %% ../../nbs/ZV_source_language.ipynb #18c00041
 class Block(nn.Module):
     "Attention, then a gated network, each behind a norm and added to what was there."
 
@@ -194,7 +194,7 @@ def as_theta(
         model.backbone, model.head, tokens, model.head.in_features, name, KIND, row, adapts=language_model, **about
     )
 
-
+# %% ../../nbs/ZV_source_language.ipynb #18c00043
 def networks() -> tuple[str, ...]:
     "The name of its network."
     return tuple(NETWORKS)

