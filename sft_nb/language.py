@@ -62,7 +62,7 @@ class Chat:
     text: str = "<bos>{}<end>"  # A row without turns
 
 
-_GIVEN = re.compile(r"(<[^<>\s]+>)")  # what a mark looks like
+_GIVEN = r"(<[^<>\s]+>)"  # What a mark looks like
 
 # %% ../nbs/ZU_language.ipynb #18b0000f
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ToPieces:
             if form.count("{}") != 1:
                 raise ValueError(f"a template has one place {{}} for the text; {form!r} has {form.count('{}')}")
         every = "".join((self.chat.start, self.chat.ask, self.chat.answer, self.chat.text))
-        if lacking := [m for m in (self.pad, *_GIVEN.findall(every)) if m not in known]:
+        if lacking := [m for m in (self.pad, *re.findall(_GIVEN, every)) if m not in known]:
             raise ValueError(
                 f"the template says {lacking[0]}, and this tokenizer's marks are {', '.join(known) or 'none'}: "
                 "take a template that was made for it"
@@ -89,7 +89,7 @@ class ToPieces:
     def _filled(self, form, text=""):
         "The pieces of a template with its text; only the template's marks are marks."
         (before, _, behind), out, plain = form.partition("{}"), [], ""
-        of_form = lambda s: [(p, bool(_GIVEN.fullmatch(p))) for p in _GIVEN.split(s)]
+        of_form = lambda s: [(p, bool(re.fullmatch(_GIVEN, p))) for p in re.split(_GIVEN, s)]
         for part, is_mark in (*of_form(before), (text, False), *of_form(behind)):
             if is_mark:
                 out += [*self.pieces.encode(plain), self.pieces.special[part]]

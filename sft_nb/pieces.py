@@ -53,7 +53,9 @@ class _Coder:
         return self.known[w]
 
 
-_coder = lru_cache(maxsize=8)(_Coder)
+@lru_cache(maxsize=8)
+def _coder(rules):
+    return _Coder(rules)
 
 # %% ../nbs/ZT_pieces.ipynb #18e00019
 @dataclass(frozen=True)
