@@ -87,6 +87,9 @@ def _samples(session, rows, chosen):
     "Some validation rows, and what the model takes them for."
     classes, y = session.setting.task.classes, session.setting.task.valid.y
     told = {i: (int(y[i]), int(session.logits[i].argmax())) for i in chosen}
+    if session.setting.pre.adapts:  # a language model's logits are of wrong and right
+        said = [f"{classes[a]}, {'right' if b else 'not answered to the letter'}" for a, b in told.values()]
+        return listing(rows, said)
     captions = [f"{classes[a]}, " + ("right" if a == b else f"takes it for {classes[b]}") for a, b in told.values()]
     return (listing if session.setting.pre.kind == "text" else gallery)(rows, captions)
 

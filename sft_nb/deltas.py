@@ -26,7 +26,7 @@ def _theta(model):
 def _base(pre):
     "The name of a base and its tensors; a Pretrained's are named as in a TransferModel."
     if isinstance(pre, Pretrained):
-        return pre.name, nn.ModuleDict({"backbone": pre.backbone}).state_dict()
+        return pre.name, pre.theta
     return "theta_pre", _theta(pre)
 
 

@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import zoo
@@ -113,7 +113,10 @@ class Setting:
     def features(self, ds: Examples) -> Features:  # Of several processes in each the rows of its own batches
         "phi(x) of a set under theta_pre: computed once, or found in the folder."
         if id(ds) not in self.known:
-            f = _extracted(self, copied(self.pre.backbone).to(self.config.device), self.loader(ds))
+            if self.pre.adapts is None:
+                f = _extracted(self, copied(self.pre.backbone).to(self.config.device), self.loader(ds))
+            else:  # a language model's: a row for each label
+                f = self.model().token_features(self.loader(ds))
             self.known[id(ds)] = ds, Features(f.x.to(self.config.device), f.y.to(self.config.device))
         return self.known[id(ds)][1]
 
@@ -127,9 +130,8 @@ class Setting:
     def heads(self) -> Cost:  # Its `result`: l2 -> Probe
         "The certified heads of all candidates, from one extraction, and what they took."
         l2s = self.config.l2s if self.search[0] == "l2" else self.config.l2s[:1]
-        model = self.model()
-        tokens = None if model.fresh_head else model.token_features(self.loader(self.few))
-        solve = lambda: l2_path(tokens or self.features(self.few), model.head.out_features, l2s)
+        classes = self.model().head.out_features
+        solve = lambda: l2_path(self.features(self.few), classes, l2s)
         return measure(lambda: dict(zip(l2s, solve(), strict=True)))
 
 # %% ../nbs/Y_runs.ipynb #12c0de4d
@@ -287,15 +289,9 @@ def step_price(
 ) -> Price:
     "What the strategy trains, stores, and what one of its steps computes and keeps."
     xb, _ = next(iter(s.loader(s.few, s.config.batch_size)))
-    own = (
-        TransferModel(s.pre.backbone, s.pre.head)
-        if not fit.model.fresh_head
-        else nn.ModuleDict({"backbone": s.pre.backbone})
-    )
-    theta_pre = own.state_dict()
     return Price(
         trained=sum(p.numel() for p in trainable(fit.model).values()),
-        stored=num_bytes(delta(fit.model.state_dict(), theta_pre).values()),
+        stored=num_bytes(delta(fit.model.state_dict(), s.pre.theta).values()),
         flops=_aside("the FLOPs of a step", step_flops, fit.model, xb),
         kept=_aside("the bytes that a step keeps", lambda: kept_bytes(fit.model.train(), xb)),
     )

@@ -151,6 +151,12 @@ class Pretrained:
         return self.example.shape[-1]
 
     @property
+    def theta(self) -> dict[str, Tensor]:
+        "theta_pre by the names that a `TransferModel` has for it, its head only where that stays."
+        kept = dict(head=self.head) if self.adapts is not None else {}
+        return nn.ModuleDict(dict(backbone=self.backbone) | kept).state_dict()
+
+    @property
     def called(self) -> str:
         "What it reads: pictures, texts, sounds, examples."
         return CALLED.get(self.kind, "examples")

@@ -238,9 +238,9 @@ def _work(session):
     session.theta_pre = snapshot(fit.model)
     yield
     session.doing = "solving the head on frozen features"
-    phi = lambda: extract(fit.model.backbone, _batches(session, s.few))  # theta_pre still, where the batches are
-    s.known[id(s.few)] = s.few, (yield from _whole(phi))
-    session.best = solve_head(s.features(s.few), len(s.task.classes), session.config.l2s[0])
+    phi = fit.model.token_features if s.pre.adapts else partial(extract, fit.model.backbone)  # theta_pre still
+    s.known[id(s.few)] = s.few, (yield from _whole(lambda: phi(_batches(session, s.few))))
+    session.best = solve_head(s.features(s.few), fit.model.head.out_features, session.config.l2s[0])
     if isinstance(fit.phases[0].start, Solve):  # this very head
         fit = session.fit = fit.given(session.best)
     yield from _look(session)

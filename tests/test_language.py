@@ -13,6 +13,7 @@ from torch import nn
 from sft_nb import zoo
 from sft_nb.countries import FIELDS, documents, made_up, part, questions, table, value
 from sft_nb.data import Examples, Loader, few_shot, load_split
+from sft_nb.deltas import load_delta, save_delta
 from sft_nb.experiments import run
 from sft_nb.language import (
     IGNORE,
@@ -33,8 +34,9 @@ from sft_nb.objective import head_loss
 from sft_nb.peft import LoRA, add_lora, merge_lora
 from sft_nb.pieces import learn_pieces
 from sft_nb.records import Config
+from sft_nb.sessions import Session
 from sft_nb.sources.language import Llama, Size, as_dialogues, as_theta, pretrain, reading
-from sft_nb.strategies import run_phases, scaled, strategy
+from sft_nb.strategies import built, run_phases, scaled, strategy
 from sft_nb.texts import to_rows
 
 
@@ -468,12 +470,32 @@ def test_without_an_end_mark_no_answer_ends_rightly(pre, task):
 
 def test_a_record_by_the_command_lines_own_function(tmp_path):
     r = run(Config("pocket-lm", "countries", "lora", 2, epochs=3, lrs=(3e-3,), batch_size=8), keep=tmp_path, every=2)
-    assert r.price.trained == 39_424 and r.test == 400 and 0 <= r.accuracy <= 1 and r.loss > 0
+    assert r.price.trained == 39_424 and r.n == 400 and 0 <= r.accuracy <= 1 and r.loss > 0
     assert r.price.stored < 300_000
     again = run(
         Config("pocket-lm", "countries", "lora", 2, epochs=3, lrs=(3e-3,), batch_size=8), keep=tmp_path, every=2
     )
     assert (again.accuracy, again.loss) == (r.accuracy, r.loss)
+
+
+def test_a_session_trains_it_and_knows_its_best_head():
+    s = Session(Config("pocket-lm", "countries", "full", 2, epochs=2, lrs=(1e-3,), l2s=(0.1,)), every=1)
+    r = s.run()
+    assert r.price.steps == len(s.steps) == 2 and s.best.gap < 1e-6 and s.best.W.shape == (1024, 128)
+    assert s.logits.shape == (100, 2) and 0 <= r.accuracy <= 1
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "last_block", "linear_probing"])
+def test_a_delta_gives_it_back_to_the_bit(pre, task, tmp_path, name):
+    model, x = tuned(pre, few_shot(task.train, 2, 0), name, 1e-3, 4), pre.transform(task.test.x[:8])
+    size = save_delta(tmp_path / "fine.safetensors", model, pre)
+    again = adapt(pre, 5)
+    if name in ("lora", "linear_probing"):
+        built(again, strategy(name, again))
+    load_delta(tmp_path / "fine.safetensors", pre, again)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    assert name == "full" or size < 1_000_000
 
 
 def test_a_theta_pre_of_ones_own_is_made_in_the_same_way():
