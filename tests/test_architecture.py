@@ -26,7 +26,7 @@ FLOORS = {
     ],
     6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
     7: ["starts", "sources.text", "sources.sentences", "sources.language"],
-    8: ["strategies", "transferability", "understanding", "sources.smollm"],
+    8: ["strategies", "transferability", "understanding", "sources.smollm", "sources.causal"],
     9: ["resume", "rates", "records"],
     10: ["experiments", "tables"],
     11: ["sweeps"],
@@ -41,6 +41,7 @@ OPTIONAL = {
     "sources.vision": {"pillow_heif"},
     "ways": {"openvino"},
     "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
+    "sources.causal": {"tokenizers"},
 }  # taken where it is installed, and never needed
 PATHS = {".".join(p.relative_to(ROOT / "sft_nb").with_suffix("").parts): p for p in (ROOT / "sft_nb").rglob("*.py")}
 MODULES = sorted(m for m in PATHS if m.split(".")[-1] not in ("__init__", "_modidx"))

@@ -293,6 +293,80 @@ def test_what_is_drawn_follows_the_probabilities(pre):
     assert write(model, [[3]], 7, 1)[0].ids in ([int(p.argmax())], [])
 
 
+# --- language models from folders ---
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "A Llama with ChatML's marks and a GPT-2 with a tied head, as Transformers saves them."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tf = pytest.importorskip("transformers", reason="the extra `text`")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    home = tmp_path_factory.mktemp("causal")
+    for name, marks in (("llama", ("<|im_start|>", "<|im_end|>")), ("gpt2", ("<|endoftext|>",))):
+        letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tok = Tokenizer(models.BPE(letters, []))
+        tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tok.add_special_tokens(list(marks))
+        fast = tf.PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=marks[-1])
+        torch.manual_seed(0)
+        if name == "llama":
+            about = dict(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+            )
+            net = tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=len(fast), max_position_embeddings=64, **about))
+        else:
+            net = tf.GPT2LMHeadModel(
+                tf.GPT2Config(vocab_size=len(fast), n_positions=64, n_embd=16, n_layer=2, n_head=2)
+            )
+        net.save_pretrained(home / name)
+        fast.save_pretrained(home / name)
+    return home
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_folder_is_theta_pre_with_the_logits_of_transformers(folders, name):
+    import transformers
+
+    pre = load_pretrained(str(folders / name))
+    net = transformers.AutoModelForCausalLM.from_pretrained(folders / name).eval()
+    x = pre.transform.encode([dialogue("Who?", "Me."), dialogue("And <|im_end|> you?", "Nobody at all.")])
+    with torch.no_grad():
+        torch.testing.assert_close(adapt(pre, 1)(x), net(x[:, 0]).logits, rtol=1e-4, atol=1e-5)
+    said = pre.transform.pieces.decode(x[0, 1][x[0, 1] != IGNORE])
+    assert said == ("Me.<|im_end|>" if name == "llama" else "Me.<|endoftext|>")
+    assert x[1, 0].tolist().count(pre.transform.pieces.special[said[3:]]) == (2 if name == "llama" else 1)
+
+
+def test_it_is_fine_tuned_and_kept_like_any_other(folders, tmp_path):
+    pre = load_pretrained(str(folders / "llama"))
+    ds = Dialogues([dialogue(f"Say {c}", c * 3) for c in "abcdefgh"], torch.zeros(8, dtype=torch.int64))
+    for name in ("full", "lora", "last_block", "linear_probing"):
+        model = adapt(pre, 1)
+        list(run_phases(model, Loader(ds, 4, pre.transform, shuffle=True), scaled(strategy(name, model), 1e-2, 3)))
+        before, after = (m.mean_loss(Loader(ds, 8, pre.transform)) for m in (adapt(pre, 1), model))
+        assert after < before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "is a pickle"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read as a language model"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"no tensors"), "cannot be read as a language model"),
+    ],
+)
+def test_a_spoilt_folder_is_one_sentence(folders, tmp_path, spoil, said):
+    import shutil
+
+    spoil(where := shutil.copytree(folders / "llama", tmp_path / "llama"))
+    with pytest.raises(ValueError, match=said) as e:
+        load_pretrained(str(where))
+    assert len(str(e.value)) < 500
+
+
 # --- strategies ---
 
 
