@@ -12,7 +12,7 @@ FLOORS = {
     1: ["processes", "objective", "world", "store", "ways"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
-    4: ["models", "albums", "identity", "solver", "texts"],
+    4: ["models", "albums", "identity", "solver", "texts", "sounds"],
     5: [
         "sources.lite",
         "sources.pocket",
@@ -40,6 +40,7 @@ VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts", "panels"} 
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},
+    "sounds": {"soundfile"},
     "ways": {"openvino"},
     "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
 }  # taken where it is installed, and never needed
