@@ -20,6 +20,8 @@ FLOORS = {
         "sources.counts",
         "sources.sentences",
         "sources.corpora",
+        "sources.speech",
+        "sources.spoken",
         "features",
         "training",
         "evaluation",
