@@ -22,6 +22,7 @@ FLOORS = {
         "sources.corpora",
         "sources.speech",
         "sources.spoken",
+        "sequences",
         "features",
         "training",
         "evaluation",

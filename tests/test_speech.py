@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import re
 import wave
 import zipfile
@@ -21,6 +22,7 @@ from sft_nb.features import Features, extract
 from sft_nb.fetch import git_blob
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.probing import solve_head
+from sft_nb.sequences import Speller, collapse, ctc, edits, spell, strings, token_error
 from sft_nb.sounds import (
     HOP,
     RATE,
@@ -478,3 +480,52 @@ def test_the_manifest_names_every_recording_once():
 def test_one_experiment_by_the_command_line(capsys):
     assert main(["run", "--pretrained", "hearing", "--task", "made_digits_by_2", "--format", "json"]) == 0
     assert 0.5 < float(re.search(r'"accuracy": ([\d.]+)', capsys.readouterr().out)[1]) < 0.9
+
+
+# strings
+
+
+def test_the_loss_is_that_of_all_paths():
+    "All paths of five moments and four tokens, for strings of every kind."
+    p = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    found = {}
+    for path in itertools.product(range(4), repeat=5):
+        said = tuple(collapse(path))
+        found[said] = found.get(said, 0.0) + float(p[range(5), path].prod())
+    for said, q in found.items():
+        if said:
+            loss = float(ctc(p.log()[None], torch.tensor([5]), [said])) * len(said)
+            assert abs(loss + np.log(q)) < 1e-4
+    assert abs(sum(found.values()) - 1) < 1e-5 and (1, 1, 1) in found and (1, 1, 1, 1) not in found
+    p = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
+    assert abs(2 * float(ctc(p.log()[None], torch.tensor([3]), [[1, 2]])) - 0.8462983600541203) < 1e-6
+    with pytest.raises(ValueError, match="string 0 needs 7 moments and has 5"):
+        ctc(torch.zeros(1, 5, 4), torch.tensor([5]), [[1, 1, 1, 1]])
+
+
+def test_edits_are_those_of_all_ways():
+    "Against the definition, by recursion over everything that can be done."
+
+    def slow(a, b):
+        if not a or not b:
+            return len(a) + len(b)
+        return min(slow(a[1:], b) + 1, slow(a, b[1:]) + 1, slow(a[1:], b[1:]) + (a[0] != b[0]))
+
+    g = np.random.default_rng(0)
+    for _ in range(60):
+        a, b = (g.integers(1, 4, g.integers(0, 6)).tolist() for _ in range(2))
+        assert edits(a, b) == slow(tuple(a), tuple(b)) == edits(b, a)
+    assert token_error([[1, 2]], [[1, 2]]) == 0 and token_error([[]], [[1, 2]]) == 1
+
+
+def test_moments_are_the_sounds_own_and_a_string_is_learned():
+    torch.manual_seed(0)
+    ds, said = strings(MADE, 24, (MADE.who == 0) & (MADE.take < 2), 3, longest=2)
+    pre = load_pretrained("hearing")
+    model = Speller(pre.backbone, speech.WIDTH, 11).eval()
+    x = pre.transform(ds.x)
+    _, moments = model(x)
+    assert moments.tolist() == [-(-(-(-n // HOP)) // 2) for n in lengths(ds.x).tolist()]
+    assert model.write(x[:1]) == model.write(pre.transform(ds.x[:1]))  # alone as beside others
+    losses = [*spell(model, x, said, 120)]
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10]) and token_error(model.write(x), said) < 0.4
