@@ -8,6 +8,7 @@ __all__ = ['BLANK', 'collapse', 'ctc', 'strings', 'edits', 'token_error', 'Spell
 # %% ../nbs/ZS_ctc.ipynb #61000003
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def ctc(
 ) -> Tensor:  # Scalar, nats for each token, the mean over strings
     "The loss of Graves et al. (2006), in float32; a string that does not fit into its moments raises ValueError."
     for k, (s, n) in enumerate(zip(said, moments.tolist(), strict=True)):
-        if (need := len(s) + sum(a == b for a, b in zip(s, s[1:], strict=False))) > n:
+        if (need := len(s) + sum(a == b for a, b in pairwise(s))) > n:
             raise ValueError(f"string {k} needs {need} moments and has {n}: no path reads it, and its loss is infinite")
     logp, flat = logits.float().log_softmax(2).transpose(0, 1), torch.tensor([t for s in said for t in s])
     return nn.functional.ctc_loss(logp, flat, moments, torch.tensor([len(s) for s in said]), blank=BLANK)
@@ -65,7 +66,7 @@ def strings(
         said.append([int(w) + 1 for w in words])
     return Sounds(to_rows(waves), who), said
 
-
+# %% ../nbs/ZS_ctc.ipynb #6100000e
 def edits(
     a: Sequence[int],
     b: Sequence[int],
@@ -86,7 +87,7 @@ def token_error(
     "Edits for each token that was said; of words it is called the word error rate."
     return sum(map(edits, found, said)) / sum(map(len, said))
 
-# %% ../nbs/ZS_ctc.ipynb #6100000e
+# %% ../nbs/ZS_ctc.ipynb #61000011
 class Speller(nn.Module):
     "A backbone that gives features of every moment, and a head for tokens."
 
@@ -131,5 +132,5 @@ def spell(
         nn.utils.clip_grad_norm_(model.parameters(), 5)
         opt.step()
         schedule.step()
-        yield float(loss)
+        yield loss.item()
     model.eval()

@@ -23,6 +23,7 @@ FLOORS = {
         "sources.speech",
         "sources.spoken",
         "sequences",
+        "synthesis",
         "features",
         "training",
         "evaluation",

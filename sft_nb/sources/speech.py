@@ -272,16 +272,18 @@ def network(
     return drawn(name, read_weights)
 
 # %% ../../nbs/ZQ_source_speech.ipynb #5e000021
-@lru_cache(maxsize=1)
-def made_digits() -> Recordings:
-    "Ten digits by six voices, twenty takes each, in a loud room; always the same."
+@lru_cache(maxsize=2)
+def made_digits(
+    noise: tuple[float, float] = (-3, 10),  # As for `speak`; (30, 45) is a quiet room
+) -> Recordings:
+    "Ten digits by six voices, twenty takes each; always the same."
     rng = np.random.default_rng(1)
     voices = [draw_voice(rng, accent=0.2) for _ in range(6)]
     index = np.array([(w, s, t) for s in range(6) for w in range(10) for t in range(20)])
     waves = [
         wave
         for s, voice in enumerate(voices)
-        for wave in speak([w for w in DIGITS.values() for _ in range(20)], [voice] * 200, rng, (-3, 10), 3)
+        for wave in speak([w for w in DIGITS.values() for _ in range(20)], [voice] * 200, rng, noise, 3)
     ]
     word, who, take = torch.from_numpy(index).T
     return Recordings(
