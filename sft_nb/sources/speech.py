@@ -290,7 +290,7 @@ def made_digits(
         to_rows([w[:RATE] for w in waves]), word, who, take, (*DIGITS,), tuple(f"voice {k}" for k in range(1, 7))
     )
 
-
+# %% ../../nbs/ZQ_source_speech.ipynb #5e0000f2
 _TASKS = {"_".join(filter(None, ("made_digits", way))): way for way in WAYS}
 
 
