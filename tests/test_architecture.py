@@ -12,13 +12,17 @@ FLOORS = {
     1: ["processes", "objective", "world", "store", "ways", "countries", "pieces"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
-    4: ["models", "albums", "identity", "solver", "texts"],
+    4: ["models", "albums", "identity", "solver", "texts", "sounds"],
     5: [
         "sources.lite",
         "sources.pocket",
         "sources.vision",
         "sources.counts",
         "sources.corpora",
+        "sources.speech",
+        "sources.spoken",
+        "sequences",
+        "synthesis",
         "features",
         "training",
         "evaluation",
@@ -39,6 +43,7 @@ VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts", "panels"} 
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},
+    "sounds": {"soundfile"},
     "ways": {"openvino"},
     "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
     "sources.causal": {"tokenizers"},
