@@ -73,7 +73,7 @@ def _live(text, tag="span"):
     "Text that holds as long as the kernel lives."
     return f'<{tag} class="sft-live" role="status">{escape(text)}</{tag}>'
 
-
+# %% ../nbs/22_dashboard.ipynb #16c0de60
 def _chosen(y, n=8):
     "Where the first rows of every class stand, and then the second ones, until there are n."
     seen, turns = Counter(), []
