@@ -87,9 +87,9 @@ def test_agrees_with_scikit_learn(name):
 
 @pytest.mark.parametrize("scale,log_l2", [(1.0, -4), (30.0, -5), (1e-3, -3)])
 def test_a_large_problem_takes_float32_steps_to_a_float64_certificate(scale, log_l2):
-    f, l2 = random_problem(4000, 300, 5, seed=4, scale=scale, decay=0.5), 10.0**log_l2
+    f, l2 = random_problem(3400, 300, 3, seed=4, scale=scale, decay=0.5), 10.0**log_l2
     assert f.x.numel() > 1e6  # the size from which on directions are computed in float32
-    p = solve_head(f, 5, l2)
+    p = solve_head(f, 3, l2)
     assert p.gap <= 1e-8
     assert head_gap(p.W, p.b, f.x, f.y, l2) <= 1.1e-8
     assert abs(p.loss - sklearn_loss(f, l2, solver="newton-cholesky")) < 1e-6
@@ -116,7 +116,7 @@ from sft_nb.objective import head_gap
 from sft_nb.probing import solve_head
 
 torch.manual_seed(0)
-n, c = 30_000, 500
+n, c = 20_000, 400
 y = torch.arange(n) % c
 f = Features(torch.randn(c, 16)[y] + torch.randn(n, 16), y)
 solve = measure(solve_head, f, c, 0.1)
@@ -134,7 +134,7 @@ def test_nothing_as_large_as_all_logits_is_alive_where_classes_are_many():
     run = [sys.executable, "-c", small, MANY]  # a child begins with its parent's mark, so its parent is a small one
     out = subprocess.run(run, capture_output=True, text=True, check=True, env=env).stdout
     peak, array, said, true = map(float, out.split())
-    whole = 8 * 30_000 * 500  # bytes of all logits in float64
+    whole = 8 * 20_000 * 400  # bytes of all logits in float64
     assert peak < 0.5 * whole
     assert array > 0.5 * whole  # one such array, after the solver, does raise the mark
     assert said <= 1e-8 and true <= 2e-8
@@ -272,17 +272,17 @@ def test_out_of_fold_is_the_head_of_the_other_rows():
 
 def test_the_choice_is_judged_too():
     "Of fifty rows of noise the best of many penalties looks better than half; what never saw the rows does not."
-    best, honest = [], []
-    for seed in range(8):
+    best, honest, l2s = [], [], [10.0**k for k in range(-3, 2)]
+    for seed in range(6):
         g = torch.Generator().manual_seed(seed)
-        f, l2s = Features(torch.randn(50, 20, generator=g), torch.arange(50) % 2), [10.0**k for k in range(-5, 2)]
-        best.append(cross_validate(f, 2, l2s, seed=seed).mean(1).max().item())
-        honest.append((out_of_fold(f, 2, l2s, seed=seed).argmax(1) == f.y).double().mean().item())
+        f = Features(torch.randn(50, 20, generator=g), torch.arange(50) % 2)
         means = cross_validate(f, 2, l2s, seed=seed).mean(1)
+        best.append(means.max().item())
+        honest.append((out_of_fold(f, 2, l2s, seed=seed).argmax(1) == f.y).double().mean().item())
         assert chosen_head(f, 2, l2s, seed=seed).l2 == max(
             p for p, m in zip(l2s, means, strict=True) if m > means.max() - 1e-9
         )
-    assert sum(best) > sum(honest) and sum(honest) / 8 < 0.55
+    assert sum(best) > sum(honest) and sum(honest) / 6 < 0.55
 
 
 def test_ridge_worked_numbers():
@@ -464,7 +464,7 @@ def searched(seed, n):
 
 
 def test_no_head_is_better_than_its_certificate_allows():
-    worst, missed = searched(0, 250)
+    worst, missed = searched(0, 120)
     assert worst <= 1 and missed <= 1
 
 

@@ -419,12 +419,13 @@ def clothes():
 
 def test_accuracies_lie_where_they_were_measured(clothes):
     "128 px, 10 labels a class, draws 0 to 2, the head solved: pre-trained, random and no network at all."
-    test = clothes.test
+    test = clothes.test[::2]
     few = [few_shot(clothes.train, 10, seed) for seed in range(3)]
+    together = Images(*(torch.cat([getattr(ds, k) for ds in few]) for k in "xy"))
 
     def mean(phi):
-        at = phi(test)
-        heads = [solve_head(phi(ds), 10, 0.01) for ds in few]
+        at, z = phi(test), phi(together)
+        heads = [solve_head(z[100 * k : 100 * k + 100], 10, 0.01) for k in range(3)]
         assert all(h.gap < 1e-6 for h in heads)
         return float(np.mean([(h.logits(at.x).argmax(1) == at.y).double().mean() for h in heads]))
 
@@ -437,5 +438,4 @@ def test_accuracies_lie_where_they_were_measured(clothes):
 
     raw, probe = mean(pixels), mean(through(load_pretrained(has("efficientnet_lite0"))))
     assert 0.58 < probe < 0.70 and raw < 0.30 and probe - raw > 0.30
-    test = test[::2]
     assert mean(through(zoo.network("efficientnet_lite0", weights=False))) < 0.16
