@@ -25,7 +25,7 @@ FLOORS = {
         "peft",
     ],
     6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
-    7: ["starts", "sources.text", "sources.sentences", "sources.language"],
+    7: ["maps", "starts", "sources.text", "sources.sentences", "sources.language"],
     8: ["strategies", "transferability", "understanding", "sources.smollm"],
     9: ["resume", "rates", "records"],
     10: ["experiments", "tables"],
