@@ -132,9 +132,7 @@ def integrated_gradients(
     return Attribution(values, values.flatten(1).sum(1) - (top - bottom))
 
 # %% ../nbs/ZY_maps.ipynb #14a00024
-_OTHER = (
-    0x5EED_0000  # so that "anew" is not what a run with the same small seed began with; below 2**32, all that counts
-)
+_OTHER = 0x5EED_0000  # so that a layer is not drawn as a run with the same small seed began
 
 
 def randomised(
