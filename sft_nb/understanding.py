@@ -23,6 +23,7 @@ from .core import copied
 from .data import Examples, Loader
 from .evaluation import accuracy, interval, predict
 from .features import _rows
+from .freezing import _KEY, follow_grad
 from .maps import _uncalled, _watched
 from .models import Pretrained, TransferModel, load_theta, snapshot
 from .objective import risk
@@ -171,17 +172,17 @@ def reestimated(
 ) -> nn.Module:  # A copy, in eval mode
     "The network with BatchNorm's statistics averaged anew over these batches, all else untouched."
     net = copied(model).eval()
-    norms = [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-    for m in norms:
+    for m in net.modules():
+        m._forward_pre_hooks.pop(_KEY, None)  # what keeps the frozen in eval mode, for the moment
+    counts = lambda net: [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    for m in counts(net):
         m.reset_running_stats()
         m.training, m.momentum = True, None  # the plain average over the batches
-    for xb, _ in dl if norms else ():
+    for xb, _ in dl if counts(net) else ():
         net(xb)
-    for old, m in zip(
-        (m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats), norms, strict=True
-    ):
-        m.training, m.momentum = False, old.momentum
-    return net
+    for old, m in zip(counts(model), counts(net), strict=True):
+        m.momentum = old.momentum
+    return follow_grad(net, False)
 
 # %% ../nbs/14_understanding.ipynb #14b00033
 @dataclass(frozen=True)
@@ -250,7 +251,8 @@ class Page:
     ) -> None:
         "A file that any browser opens; nothing in it is fetched from elsewhere."
         with replacing(path) as file:
-            head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>What fine-tuning changed</title><body style="margin:0">'
+            head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>What fine-tuning changed</title>'
+            head += "<style>:root {color-scheme: light dark} body {margin: 0}</style>"
             file.write((head + self.html).encode())
 
 
