@@ -69,7 +69,8 @@ def displacement(
                 f"{n} is of shape {list(a.shape)} in theta_pre and {other} in theta_fine: these are two networks"
             )
         if a.is_floating_point():
-            d, size = (b.double() - a.double()).cpu(), float(a.double().norm())
+            a, b = (t.detach().cpu().double() for t in (a, b))
+            d, size = b - a, float(a.norm())
             rows = d.flatten(1) if d.ndim > 1 else d.reshape(1, -1)
             went = float(d.norm())
             far[n] = Displacement(
@@ -139,6 +140,13 @@ def cka(
     return float(_hsic(a, b, debiased) / (_hsic(a, a, debiased) * _hsic(b, b, debiased)).sqrt())
 
 # %% ../nbs/14_understanding.ipynb #14b00026
+def _batches(net, dl):
+    "Inputs where the network is, from batches of any kind."
+    at = next((p for p in net.parameters()), torch.zeros(()))
+    for xb, _ in dl:
+        yield torch.as_tensor(xb).to(at.device)
+
+
 def layer_features(
     net: nn.Module,  # Left as it is
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order
@@ -152,7 +160,7 @@ def layer_features(
         return lambda m, args, out: now.update({name: _rows(out, n)})
 
     with _watched(net, {n: keep(n) for n in layers}), torch.no_grad():
-        for xb, _ in dl:
+        for xb in _batches(net, dl):
             now, n = {}, len(xb)
             net(xb)
             for name in layers:
@@ -178,7 +186,7 @@ def reestimated(
     for m in counts(net):
         m.reset_running_stats()
         m.training, m.momentum = True, None  # the plain average over the batches
-    for xb, _ in dl if counts(net) else ():
+    for xb in _batches(net, dl) if counts(net) else ():
         net(xb)
     for old, m in zip(counts(model), counts(net), strict=True):
         m.momentum = old.momentum

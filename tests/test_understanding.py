@@ -413,3 +413,10 @@ def test_a_report_refuses_in_one_sentence(pre, task):
         report(pre, model, Examples(torch.zeros(4, 9, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])))
     with pytest.raises(ValueError, match="merge_lora"):
         report(pre, add_lora(model, 2, 4), task.valid)
+
+
+def test_texts_have_a_report_too():
+    text, names = load_pretrained("counted"), load_split("roles")
+    page = report(text, adapt(text, len(names.classes)), names.test[:60])
+    assert "of 60 examples" in page.html and "Stored statistics" not in page.html
+    assert "what was overwritten" not in page.html  # it has no head of its own
