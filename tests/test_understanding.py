@@ -416,7 +416,7 @@ def test_a_report_refuses_in_one_sentence(pre, task):
 
 
 def test_texts_have_a_report_too():
-    text, names = load_pretrained("counted"), load_split("roles")
+    text, names = load_pretrained("counted"), load_split("negation")
     page = report(text, adapt(text, len(names.classes)), names.test[:60])
     assert "of 60 examples" in page.html and "Stored statistics" not in page.html
     assert "what was overwritten" not in page.html  # it has no head of its own
