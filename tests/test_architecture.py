@@ -29,7 +29,7 @@ FLOORS = {
         "peft",
     ],
     6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
-    7: ["starts", "sources.text", "sources.sentences", "sources.language"],
+    7: ["maps", "starts", "sources.text", "sources.sentences", "sources.language"],
     8: ["strategies", "transferability", "understanding", "sources.smollm", "sources.causal"],
     9: ["resume", "rates", "records"],
     10: ["experiments", "tables"],
