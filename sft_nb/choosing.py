@@ -6,6 +6,7 @@
 __all__ = ['rank_agreement', 'top_regret', 'Judged', 'judge', 'Choice', 'choose_model']
 
 # %% ../nbs/13_choosing.ipynb #13c00004
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import Examples, Loader, Split, shuffled
+from .data import Examples, Loader, Split, load_split, shuffled
 from .evaluation import interval
 from .features import extract
 from .models import Pretrained, load_pretrained
@@ -97,9 +98,12 @@ class Choice:
     seconds: float  # Features and scores, wall clock
 
 
-def _looked_at(pre, ds):
+def _looked_at(pre, task, most, seed):
     "A Choice without its share, and which rows are right when left out."
     start = time.perf_counter()
+    task = load_split(task, size=pre.size) if isinstance(task, str | os.PathLike) else task
+    ds = getattr(task, "train", task)
+    ds = ds[shuffled(len(ds), seed)[:most]] if len(ds) > most else ds
     pre.check(ds)
     f = extract(pre.backbone, Loader(ds, 100, pre.transform))
     told, y = left_out(f.x, f.y)
@@ -110,17 +114,19 @@ def _looked_at(pre, ds):
 # %% ../nbs/13_choosing.ipynb #13c00020
 def choose_model(
     names: Sequence[str | Pretrained],  # The candidates: names as for `load_pretrained`, or networks
-    task: Split | Examples,  # Of a Split its training part; valid and test are not looked at
+    task: str
+    | Split
+    | Examples,  # Of a task its training part; by its name or folder, each network gets it at its own size
     most: int = 500,  # Examples that are used at most, drawn at random: what it costs grows with them
     seed: int = 0,
 ) -> list[Choice]:  # The best first
     "Candidates by leave-one-out accuracy of ridge regression on frozen features, and how sure that order is."
-    ds = getattr(task, "train", task)
-    ds = ds[shuffled(len(ds), seed)[:most]] if len(ds) > most else ds
+    if most < 2:
+        raise ValueError(f"two examples are looked at, at least; got most={most}")
     if not (pres := [n if isinstance(n, Pretrained) else load_pretrained(n) for n in names]):
         raise ValueError("there is no candidate: name networks, such as those that zoo.networks() lists")
-    looked, right = zip(*(_looked_at(pre, ds) for pre in pres), strict=True)
-    again = torch.randint(len(ds), (1000, len(ds)), generator=torch.Generator().manual_seed(seed))
+    looked, right = zip(*(_looked_at(pre, task, most, seed) for pre in pres), strict=True)
+    again = torch.randint(len(right[0]), (1000, len(right[0])), generator=torch.Generator().manual_seed(seed))
     sums = torch.stack([r[again].sum(1) for r in right])
     ahead = (sums == sums.amax(0)).double()
     share = (ahead / ahead.sum(0)).mean(1).tolist()

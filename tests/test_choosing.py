@@ -1,6 +1,7 @@
 "Which pre-trained model: how a score is judged, and what somebody is told who has to choose."
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from scipy.stats import weightedtau
 
 from sft_nb.choosing import choose_model, judge, rank_agreement, top_regret
+from sft_nb.cli import main
 from sft_nb.data import few_shot, load_split
 from sft_nb.models import architecture, from_network, load_pretrained
 
@@ -109,3 +111,21 @@ def test_wrong_input_is_one_sentence(hue):
         choose_model([], hue)
     with pytest.raises(ValueError, match="'pocket'"):
         choose_model(["poket"], hue)
+    with pytest.raises(ValueError, match="two examples"):
+        choose_model(["pocket"], hue, most=1)
+
+
+def test_a_task_by_its_name_is_the_task_and_the_command_says_the_same(hue, capsys):
+    plain = choose_model(["pocket", "pocket-hue"], hue, most=80)
+    named = choose_model(["pocket", "pocket-hue"], "hue", most=80)
+    assert [(c.name, c.accuracy, c.first) for c in plain] == [(c.name, c.accuracy, c.first) for c in named]
+    assert main("choose --task hue --pretrained pocket pocket-hue --most 80 --format json".split()) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(t["name"], t["accuracy"], t["first"]) for t in told] == [(c.name, c.accuracy, c.first) for c in plain]
+
+
+def test_the_command_refuses_in_one_sentence(capsys):
+    assert main("choose --task hue --pretrained poket".split()) == 2
+    assert "'pocket'" in capsys.readouterr().err
+    assert main("choose --task nowhere --pretrained pocket".split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
