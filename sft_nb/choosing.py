@@ -105,6 +105,10 @@ def _looked_at(pre, task, most, seed):
     ds = getattr(task, "train", task)
     ds = ds[shuffled(len(ds), seed)[:most]] if len(ds) > most else ds
     pre.check(ds)
+    if ds.y.ndim != 1 or pre.adapts is not None:
+        raise ValueError(
+            f"{pre.name} and this task have no one label for each example: choose_model compares classifiers"
+        )
     f = extract(pre.backbone, Loader(ds, 100, pre.transform))
     told, y = left_out(f.x, f.y)
     right = (told == y).double()

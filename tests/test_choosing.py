@@ -127,5 +127,7 @@ def test_a_task_by_its_name_is_the_task_and_the_command_says_the_same(hue, capsy
 def test_the_command_refuses_in_one_sentence(capsys):
     assert main("choose --task hue --pretrained poket".split()) == 2
     assert "'pocket'" in capsys.readouterr().err
+    assert main("choose --task countries --pretrained pocket-lm".split()) == 2
+    assert "compares classifiers" in capsys.readouterr().err
     assert main("choose --task nowhere --pretrained pocket".split()) == 2
     assert capsys.readouterr().err.count("\n") == 1
