@@ -59,10 +59,11 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch")
+    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose")
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
     summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
+    which = add("choose", "which network fits a task: leave-one-out on its training examples")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     one.add_argument("--out", help="append the record to this file of JSON lines")
@@ -77,8 +78,11 @@ def _parser(
     summary.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
     far.add_argument("names", nargs="+", metavar="NAME", help="networks and tasks, such as efficientnet_lite0 clothing")
     far.add_argument("--from", dest="place", help="a folder or address that has the files, in the place of the network")
+    which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
+    which.add_argument("--pretrained", nargs="+", required=True, metavar="NETWORK", help="the candidates")
+    which.add_argument("--most", type=int, default=500, help="examples that are looked at, at most (default 500)")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
-    for p, default in ((one, first), (many, "tsv"), (summary, "tsv")):
+    for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
     return top
 
@@ -246,6 +250,16 @@ def _fetch(args):
         path = zoo.bring(name)
         print(f"{name}\t{path or 'comes with the package'}", flush=True)
 
+# %% ../nbs/H_cli.ipynb #13c1c002
+def _choose(args):
+    "One line for each candidate, the best first."
+    from sft_nb.choosing import choose_model
+    from sft_nb.tables import render
+
+    render([], args.format)  # what it cannot do, it says now
+    found = choose_model(args.pretrained, args.task, args.most)
+    print(render([asdict(c) for c in found], args.format), end="", flush=True)
+
 # %% ../nbs/H_cli.ipynb #12c0de7a
 @contextmanager
 def _one_line() -> Iterator[None]:
@@ -263,7 +277,7 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch)[args.command](args)
+            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose)[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2
