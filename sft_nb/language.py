@@ -25,9 +25,8 @@ from .models import Pretrained, TransferModel
 from .pieces import Pieces
 from .texts import Texts, read_table, to_texts
 
-IGNORE = -100  # A label that is none
-
 # %% ../nbs/ZV_language.ipynb #18b0000c
+IGNORE = -100  # A label that is none
 TURN = "\x02"
 
 

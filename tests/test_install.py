@@ -22,6 +22,7 @@ OPTIONAL = {
     "tokenizers",
     "huggingface_hub",
     "peft",
+    "soundfile",
 }  # used where it is installed, and not missed where it is not
 
 
