@@ -178,7 +178,7 @@ class LanguageModel(TransferModel):
 
     fresh_head = False
 
-    def features(self, x: Tensor) -> Tensor:  # Also pieces alone, [B, T] -> [B, T, D]
+    def features(self, x: Tensor) -> Tensor:  # Of pieces alone, [B, T] -> [B, T, D]
         return self.backbone(x[:, 0] if x.ndim == 3 else x)
 
     def loss(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from sft_nb.sessions import Session
 from sft_nb.sources.language import Llama, Size, as_dialogues, as_theta, pretrain, reading
 from sft_nb.strategies import built, run_phases, scaled, strategy
 from sft_nb.texts import to_rows
+from sft_nb.understanding import report
 
 
 @pytest.fixture(scope="module")
@@ -557,6 +558,11 @@ def test_a_session_trains_it_and_knows_its_best_head():
     r = s.run()
     assert r.price.steps == len(s.steps) == 2 and s.best.gap < 1e-6 and s.best.W.shape == (1024, 128)
     assert s.logits.shape == (100, 2) and 0 <= r.accuracy <= 1
+
+
+def test_the_report_of_what_changed_reads_a_language_model(pre, task, fine):
+    page = report(pre, fine, task.valid).html
+    assert "block3" in page and "Right on" in page
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "last_block", "linear_probing"])

@@ -66,7 +66,7 @@ def usual_chat(
 
 
 class CausalBody(nn.Module):
-    "The body of a language model of Transformers: pieces int64 [B, T] to features [B, T, D]."
+    "The body of a language model of Transformers: pieces int64 [B, T], or [B, 2, T] with labels, to [B, T, D]."
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class CausalBody(nn.Module):
         self.net = net
 
     def forward(self, ids: Tensor) -> Tensor:
+        ids = ids[:, 0] if ids.ndim == 3 else ids
         return self.net(input_ids=ids, use_cache=False).last_hidden_state
 
 

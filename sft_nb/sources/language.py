@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 # %% ../../nbs/ZW_source_language.ipynb #18c00008
 class Llama(nn.Module):
-    "The backbone: pieces int64 [B, T] to features [B, T, width]. Its blocks are children, block1, block2, ..."
+    "The backbone: pieces int64 [B, T], or with their labels [B, 2, T], to features [B, T, width]. Its blocks are children, block1, block2, ..."
 
     def __init__(self, size: Size):
         super().__init__()
@@ -120,6 +120,7 @@ class Llama(nn.Module):
         return ((document[:, :, None] == document[:, None, :]) & back)[:, None]
 
     def forward(self, ids: Tensor) -> Tensor:
+        ids = ids[:, 0] if ids.ndim == 3 else ids  # the labels beside them are for the loss
         x, mask = self.embed(ids), self._mask(ids)
         turn = _angles(ids.shape[1], self.size.width // self.size.heads, self.size.base, ids)
         for k in range(self.size.blocks):
