@@ -106,7 +106,7 @@ def _json_lines(path, said):
             yield row
 
 
-def _columns(path, said, named):
+def _columns(path, said, named=(*TEXT, *LABEL)):
     "The rows of a CSV or TSV file as dictionaries; columns without names are text and label."
     first = said[: said.find("\n")] if "\n" in said else said
     between = "\t" if path.suffix.casefold() == ".tsv" else max(",;\t|", key=first.count)
@@ -118,7 +118,7 @@ def _columns(path, said, named):
     finally:
         csv.field_size_limit(usual)
     head = [c.strip() for c in rows[0]] if rows else []
-    if not {c.casefold() for c in head} & named:
+    if not {c.casefold() for c in head} & {*named}:
         if len(head) != 2:
             raise ValueError(
                 f"the columns of {path.name} are {', '.join(map(repr, head[:8]))}: call one 'text' and one 'label' in its "
