@@ -488,6 +488,23 @@ def test_a_typed_sentence_gets_its_classes(browser, lab, place, tmp_path):
     looked_at(page, tmp_path, own_texts=OWN)
 
 
+ASKING = '.widget-vbox:has(> .jupyter-widgets > label:text-is("question"))'
+
+
+def test_a_question_is_typed_and_both_models_answer(browser, lab, tmp_path):
+    page = opened(browser, lab, "18_language.ipynb")
+    assert not errors(run_all(page, lab, "18_language.ipynb", 600))
+    box = shown(page, ASKING)
+    typed = box.locator("input").first
+    typed.fill("What is the capital of Iceland?")
+    typed.press("Enter")
+    box.locator("text=Reykjavik").first.wait_for(timeout=30_000)
+    page.screenshot(path=tmp_path / "asked.png")
+    rows = [r.split("\t") for r in box.locator("table").inner_text().splitlines()]
+    assert [r[0].strip() for r in rows[1:]] == ["theta_pre", "theta_fine"] and "Reykjavik" in rows[2][1]
+    looked_at(page, tmp_path, asking=ASKING)
+
+
 def test_without_a_front_end_a_widget_is_its_still_picture():
     from nbconvert import HTMLExporter
 
