@@ -382,7 +382,7 @@ def test_the_head_is_kept_and_learns_only_where_it_is_named(pre, task):
 
 
 def test_the_solved_head_is_an_optimum_of_the_objective_on_tokens(pre, task):
-    "scikit-learn's gradient on the same rows vanishes there."
+    "Autograd's gradient of the objective, in float64 on the same rows, vanishes there."
     few = few_shot(task.train, 3, 0)
     model = tuned(pre, few, "linear_probing", steps=1)
     f = adapt(pre, 5).token_features(Loader(few, 16, pre.transform))
