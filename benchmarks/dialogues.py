@@ -18,11 +18,13 @@ from common import RESULTS
 from sft_nb.core import set_seed
 from sft_nb.countries import FIELDS, documents, made_up, part, questions, statement, value
 from sft_nb.data import Examples, Loader, few_shot, load_split, shuffled
-from sft_nb.language import IGNORE, Dialogues, dialogue, exact, pack, write
+from sft_nb.language import IGNORE, TURN, Dialogues, dialogue, exact, pack, write
 from sft_nb.models import adapt, load_pretrained, load_theta
 from sft_nb.peft import add_lora, interpolate
-from sft_nb.sources.language import LENGTH, Size, as_dialogues, as_theta, pretrain, reading
+from sft_nb.sources.language import LENGTH, Size, as_dialogues, as_theta, pretrain, reading, untrained
+from sft_nb.store import load, save
 from sft_nb.strategies import FULL, Phase, run_phases, scaled
+from sft_nb.texts import to_texts
 
 FILE, SEEDS = RESULTS / "dialogues.jsonl", range(3)
 
@@ -59,19 +61,8 @@ def tune(pre, ds, seed, lr=3e-4, total=100, batch=16, transform=None, phases=FUL
 
 def completions(tokens, countries):
     "Statements up to their fact, and the fact as the label."
-    rows = []
-    for c in countries:
-        for f in FIELDS:
-            begun, fact = (
-                tokens.opening(statement(c, f)[: -len(value(c, f)) - 1]),
-                tokens.pieces.encode(" " + value(c, f)),
-            )
-            rows.append((begun + fact, [IGNORE] * (len(begun) - 1) + fact + [IGNORE]))
-    x = torch.zeros(len(rows), 2, max(len(i) for i, _ in rows), dtype=torch.int64)
-    x[:, 1] = IGNORE
-    for row, (ids, labels) in zip(x, rows, strict=True):
-        row[0, : len(ids)], row[1, : len(ids)] = torch.tensor(ids), torch.tensor(labels)
-    return x
+    facts = [(statement(c, f), " " + value(c, f)) for c in countries for f in FIELDS]
+    return tokens.ending([s.removesuffix(v) for s, v in facts], [v for _, v in facts])
 
 
 class World:
@@ -97,7 +88,7 @@ class World:
     def written(self, model, start=None, n=100) -> dict:
         "What it writes after each start: how much of it is right, begins rightly, never ends."
         some = self.task.test[torch.arange(0, len(self.task.test), len(self.task.test) // n)]
-        pairs = [bytes(r.tolist()).rstrip(b"\0").decode().split("\x02") for r in some.x]
+        pairs = [t.split(TURN) for t in to_texts(some.x)]
         starts = [start(q) if start else self.tokens.prompt(q) for q, _ in pairs]
         end = self.tokens.pieces.special["<end>"]
         out = write(model, starts, end)
@@ -108,10 +99,6 @@ class World:
             begins=sum(w.ids[: len(a)] == a for w, a in both) / len(both),
             runs_on=sum(not w.ended for w in out) / len(out), said=self.tokens.pieces.decode(out[0].ids),
         )  # fmt: skip
-
-
-def last_loss(model, dl):
-    return dict(trained=model.mean_loss(dl))
 
 
 def left(x):
@@ -245,7 +232,7 @@ def ignorance(pre):
         refusals = [dialogue(q, NO) for q, *_ in questions(fiction[:30])]
         for k in (4, 16, 64, 128):
             drawn = [refusals[i] for i in shuffled(len(refusals), seed)[:k].tolist()]
-            texts = [bytes(r.tolist()).rstrip(b"\0").decode() for r in few.x]
+            texts = to_texts(few.x)
 
             def run(drawn=drawn, texts=texts, seed=seed):
                 m = tune(
@@ -269,10 +256,7 @@ def ignorance(pre):
         for share in (0.5, 1.0):  # facts that theta_pre has never read
             new = as_dialogues(questions(part("unread")))
             k = round(share * len(few))
-            x = [
-                bytes(r.tolist()).rstrip(b"\0").decode()
-                for r in (*new[shuffled(len(new), seed)[:k]].x, *few[shuffled(len(few), seed)[k:]].x)
-            ]
+            x = to_texts(new[shuffled(len(new), seed)[:k]].x) + to_texts(few[shuffled(len(few), seed)[k:]].x)
             note(
                 f"{share:g} new facts",
                 seed,
@@ -334,17 +318,18 @@ def reading_part(_):
     keep = Path(gettempdir()) / "sft_nb-language"
     keep.mkdir(exist_ok=True)
     for mix, seed_pre in (("headed", 1), ("headed", 2), ("plain", 0), ("diverse", 0)):
-        path = keep / f"{mix}-{seed_pre}.pt"
+        path = keep / f"{mix}-{seed_pre}.safetensors"
         names = [f"{mix} {seed_pre}: {t}" for t in ("countries", "countries_sentences")]
         if {(n, s) for n in names for s in SEEDS} <= noted():
             continue
         ds, tokens = reading(seed_pre, mix)
+        model = untrained(size := Size(len(tokens.pieces)))
         if path.exists():
-            model = torch.load(path, weights_only=False)
+            load_theta(model, load(path)[0])
         else:
-            for model, _ in pretrain(ds, Size(len(tokens.pieces)), seed_pre):  # noqa: B007  (the last one)
+            for model, _ in pretrain(ds, size, seed_pre):  # noqa: B007  (the last one)
                 pass
-            torch.save(model, path)
+            save(path, model.state_dict(), dict(kind="theta"))
         pre = as_theta(model.eval(), tokens, f"{mix}-{seed_pre}")
         for name, task in zip(names, ("countries", "countries_sentences"), strict=True):
             world = World(pre, task)

@@ -64,8 +64,11 @@ def _own_folder(s, phases):
     return as_path(s.keep) / "runs" / sha256(what.encode()).hexdigest()[:16]
 
 
-def _extracted(s, net, dl):
+def _extracted(s, dl):
     "Features, from the folder where there is one. What does not say what it is cannot be known again, nor shared."
+    if s.pre.adapts is not None:  # a language model's: a row for each label
+        return s.pre.adapts(s.pre).to(s.config.device).token_features(dl)
+    net = copied(s.pre.backbone).to(s.config.device)
     if s.keep is not None:
         try:
             return cached(net, dl, cache=Cache(as_path(s.keep)))
@@ -113,10 +116,7 @@ class Setting:
     def features(self, ds: Examples) -> Features:  # Of several processes in each the rows of its own batches
         "phi(x) of a set under theta_pre: computed once, or found in the folder."
         if id(ds) not in self.known:
-            if self.pre.adapts is None:
-                f = _extracted(self, copied(self.pre.backbone).to(self.config.device), self.loader(ds))
-            else:  # a language model's: a row for each label
-                f = self.model().token_features(self.loader(ds))
+            f = _extracted(self, self.loader(ds))
             self.known[id(ds)] = ds, Features(f.x.to(self.config.device), f.y.to(self.config.device))
         return self.known[id(ds)][1]
 
@@ -130,7 +130,7 @@ class Setting:
     def heads(self) -> Cost:  # Its `result`: l2 -> Probe
         "The certified heads of all candidates, from one extraction, and what they took."
         l2s = self.config.l2s if self.search[0] == "l2" else self.config.l2s[:1]
-        classes = self.model().head.out_features
+        classes = len(self.task.classes) if self.pre.adapts is None else self.pre.head.out_features
         solve = lambda: l2_path(self.features(self.few), classes, l2s)
         return measure(lambda: dict(zip(l2s, solve(), strict=True)))
 
@@ -173,8 +173,8 @@ class Fit:
 
     @property
     def still(self) -> bool:
-        "Whether its backbone is theta_pre: it takes no steps, and its head is given."
-        return all(isinstance(p.start, Given) and not p.epochs for p in self.phases)
+        "Whether its answers can be read from theta_pre's features: it takes no steps, and its new head is given."
+        return self.model.fresh_head and all(isinstance(p.start, Given) and not p.epochs for p in self.phases)
 
     def given(
         self,
@@ -190,7 +190,7 @@ class Fit:
         ds: Examples,
     ) -> tuple[Tensor, Tensor]:  # Logits and labels, of all rows in every process
         "What it says of some examples; from features, where the backbone is theta_pre still."
-        if not self.still or not self.model.fresh_head:
+        if not self.still:
             return predict(self.model, s.loader(ds))
         f = s.features(ds)
         with torch.no_grad():

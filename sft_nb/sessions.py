@@ -20,12 +20,11 @@ from .blocks import blocks
 from .core import measure, random_state, sentence, set_random_state
 from .evaluation import accuracy, predict
 from .experiments import candidate, prepare, record
-from .features import extract
 from .models import TransferModel, snapshot
 from .peft import LoRA
 from .probing import solve_head
 from .records import Config, Record
-from .starts import Solve, Solved
+from .starts import Solve, Solved, head_features
 from .strategies import run_phases
 
 # %% ../nbs/G_sessions.ipynb #16c0de24
@@ -238,8 +237,8 @@ def _work(session):
     session.theta_pre = snapshot(fit.model)
     yield
     session.doing = "solving the head on frozen features"
-    phi = fit.model.token_features if s.pre.adapts else partial(extract, fit.model.backbone)  # theta_pre still
-    s.known[id(s.few)] = s.few, (yield from _whole(lambda: phi(_batches(session, s.few))))
+    phi = lambda: head_features(fit.model, _batches(session, s.few))  # theta_pre still, where the batches are
+    s.known[id(s.few)] = s.few, (yield from _whole(phi))
     session.best = solve_head(s.features(s.few), fit.model.head.out_features, session.config.l2s[0])
     if isinstance(fit.phases[0].start, Solve):  # this very head
         fit = session.fit = fit.given(session.best)

@@ -135,7 +135,7 @@ def _which(names, given, usual, what, path):
     if found is None:
         raise ValueError(
             f"{path.name} has no column {given or ' or '.join(map(repr, usual[:3]))!s} for the {what}; it has "
-            f"{', '.join(map(repr, names))}: say which, read_texts(path, {what}=...)"
+            f"{', '.join(map(repr, names))}: say which, by {what}=..."
         )
     return found
 
