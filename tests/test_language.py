@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sft_nb import zoo
+from sft_nb.adapters import load_adapter, save_adapter
 from sft_nb.countries import FIELDS, documents, made_up, part, questions, table, value
 from sft_nb.data import Examples, Loader, few_shot, load_split
 from sft_nb.deltas import load_delta, save_delta
@@ -349,6 +350,28 @@ def test_it_is_fine_tuned_and_kept_like_any_other(folders, tmp_path):
         list(run_phases(model, Loader(ds, 4, pre.transform, shuffle=True), scaled(strategy(name, model), 1e-2, 3)))
         before, after = (m.mean_loss(Loader(ds, 8, pre.transform)) for m in (adapt(pre, 1), model))
         assert after < before
+
+
+def test_an_adapter_goes_to_peft_and_comes_back(folders, tmp_path):
+    import transformers
+
+    peft = pytest.importorskip("peft")
+    pre, layers = load_pretrained(str(folders / "llama")), ("*.q_proj", "*.v_proj")
+    x = pre.transform.encode([dialogue("Who?", "Me.")])
+    model = add_lora(adapt(pre, 1), 4, 8, *layers)
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, LoRA):
+                m.lora_B.normal_(std=0.3)
+        there = transformers.AutoModel.from_pretrained(folders / "llama")
+        there = peft.PeftModel.from_pretrained(there, save_adapter(model, tmp_path / "ours", pre)).eval()
+        theirs = there(x[:, 0]).last_hidden_state @ model.head.weight.T
+        torch.testing.assert_close(model(x), theirs, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(model(x), adapt(pre, 1)(x))
+        there.save_pretrained(tmp_path / "theirs")
+        back = adapt(pre, 1)
+        load_adapter(back, tmp_path / "theirs")
+        torch.testing.assert_close(back.eval()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
