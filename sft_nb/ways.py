@@ -6,6 +6,7 @@
 __all__ = ['EXACT', 'WAYS', 'Phi', 'folded', 'relative_error', 'Way']
 
 # %% ../nbs/ZC_ways.ipynb #e2910005
+import io
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -111,6 +112,23 @@ def _openvino(phi, xb, dtype):
     return lambda xb: torch.from_numpy(request.infer(_float(xb).numpy(), share_inputs=True)[0].copy()).float()
 
 
+def _onnx(phi, xb, dtype):
+    import onnxruntime
+
+    getattr(torch._C, "_jit_set_onnx_log_enabled", lambda on: None)(False)  # or a failure prints the whole graph
+    kept, fused = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one piece has no name in ONNX
+    try:
+        names = dict(input_names=["x"], dynamic_axes={"x": {0: "n"}})
+        torch.onnx.export(_twin(phi), (_float(xb[:2]),), kept, dynamo=False, **names)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    told = onnxruntime.SessionOptions()
+    told.intra_op_num_threads, told.log_severity_level = torch.get_num_threads(), 3  # errors only
+    session = onnxruntime.InferenceSession(kept.getvalue(), told, providers=["CPUExecutionProvider"])
+    return lambda xb: torch.from_numpy(session.run(None, {"x": _float(xb).numpy()})[0])
+
+
 def _float(xb):
     return xb.float() if xb.is_floating_point() else xb
 
@@ -139,6 +157,16 @@ WAYS = {
         _packed,
         lambda xb, t: _pictures(xb) and xb.device.type == "cpu" and torch.backends.mkldnn.is_available(),
         (0.02, 0.0015),
+    ),
+    "onnx": Way(
+        _onnx,
+        lambda xb, t: (
+            _pictures(xb)
+            and xb.device.type == "cpu"
+            and t == torch.float32
+            and all(map(find_spec, ("onnx", "onnxruntime")))
+        ),
+        (0.3, 0.004),
     ),
     "openvino": Way(
         _openvino,

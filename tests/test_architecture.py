@@ -44,7 +44,7 @@ FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},
     "sounds": {"soundfile"},
-    "ways": {"openvino"},
+    "ways": {"onnxruntime", "openvino"},
     "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
     "sources.causal": {"tokenizers"},
 }  # taken where it is installed, and never needed

@@ -17,6 +17,7 @@ needs_make = pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), rea
 PROVIDES = {"PIL": "pillow", "sklearn": "scikit-learn", "cycler": "matplotlib", "IPython": "ipywidgets"}
 OPTIONAL = {
     "pillow_heif",
+    "onnxruntime",
     "openvino",
     "transformers",
     "tokenizers",
