@@ -59,10 +59,13 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="run | sweep | table | fetch | choose | report"
+    )
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
     summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
+    changed = add("report", "what fine-tuning changed: trains the network of a record again, and makes a page of it")
     which = add("choose", "which network fits a task: leave-one-out on its training examples")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
@@ -75,7 +78,10 @@ def _parser(
     summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
-    summary.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
+    for p in (summary, changed):
+        p.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
+    changed.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
+    changed.add_argument("--out", required=True, help="the page: a file of HTML, replaced if it is there")
     far.add_argument("names", nargs="+", metavar="NAME", help="networks and tasks, such as efficientnet_lite0 clothing")
     far.add_argument("--from", dest="place", help="a folder or address that has the files, in the place of the network")
     which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
@@ -224,12 +230,12 @@ def _where(records, conditions):
     return records
 
 
-def _table(args):
+def _held(args):
+    "The records that are asked for, each once; at least one."
     for path in args.paths:
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(f"there is no file {path}: a sweep writes one with --out {path}")
     from sft_nb.records import read_records
-    from sft_nb.tables import render, table
 
     held = [r for path in args.paths for r in read_records(path)]
     if not held:
@@ -237,6 +243,13 @@ def _table(args):
     records = _where({r.key: r for r in held}.values(), args.where)
     if not records:
         raise ValueError(f"none of the {len(held)} records has {' and '.join(args.where)}")
+    return records
+
+
+def _table(args):
+    records = _held(args)
+    from sft_nb.tables import render, table
+
     print(render(table(records, args.by, args.values), args.format), end="", flush=True)
 
 # %% ../nbs/H_cli.ipynb #991f59e7
@@ -260,6 +273,23 @@ def _choose(args):
     found = choose_model(args.pretrained, args.task, args.most)
     print(render([asdict(c) for c in found], args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #13c1c005
+def _report(args):
+    "The page of one record, judged by the validation examples, since the test set has had its turn."
+    from sft_nb.store import check_writable
+
+    if len(records := [*_held(args)]) > 1:
+        raise ValueError(
+            f"{len(records)} records are there and a report is of one: say which, as in --where seed=0 shots=10"
+        )
+    check_writable(args.out)
+    from sft_nb.experiments import retrained
+    from sft_nb.understanding import report
+
+    s, fit = retrained(*records)
+    report(s.pre, fit.model, s.task.valid).save(args.out)
+    print(args.out, flush=True)
+
 # %% ../nbs/H_cli.ipynb #12c0de7a
 @contextmanager
 def _one_line() -> Iterator[None]:
@@ -277,7 +307,7 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose)[args.command](args)
+            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, report=_report)[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2

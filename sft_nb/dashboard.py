@@ -18,6 +18,7 @@ from .evaluation import interval
 from .records import Config
 from .sessions import REFUSALS, RandomStream, Session, under_way
 from .sweeps import forecast
+from .understanding import report
 from .widgets import View, gallery, html_table, listing, shown, still_picture, svg_curve
 
 # %% ../nbs/22_dashboard.ipynb #16c0de50
@@ -97,6 +98,7 @@ def _samples(session, rows, chosen):
 _ABOUT = dict(
     start="Train from the beginning", pause="Rest after this step", resume="Go on from where it rests",
     stop="End after this step; what was learned is kept", forecast="Measure a few steps, and say what all will take",
+    report="What fine-tuning changed so far: weights, features and answers, block by block",
 )  # fmt: skip
 
 
@@ -110,11 +112,13 @@ class _Board:
     def __init__(self, controls=()):
         import ipywidgets as W
 
-        names = {n: "Continue" if n == "resume" else n.capitalize() for n in _ABOUT}
+        names = {n: n.capitalize() for n in _ABOUT} | dict(resume="Continue", report="What changed?")
         self.buttons = {
             n: W.Button(description=names[n], tooltip=text, layout=W.Layout(width="auto")) for n, text in _ABOUT.items()
         }
-        self.parts = {n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "runs")}
+        self.parts = {
+            n: W.HTML() for n in ("said", "what", "state", "where", "curves", "samples", "blocks", "report", "runs")
+        }
         self.look, self.due, self.bar = None, 0.0, W.FloatProgress(min=0.0, max=1.0, layout=W.Layout(width="auto"))
         said, what, state, where, curves, *below = self.parts.values()
         for text in (said, what, state, where):
@@ -153,7 +157,7 @@ def _start(panel):
         config = panel.config()
         if bad := misfits(config):
             return "; ".join(f"{name}: {text}" for name, text in bad.items())
-        panel.session = Session(config, panel.every)
+        panel.session, panel.board.parts["report"].value = Session(config, panel.every), ""
     return panel.session.start()
 
 
@@ -165,6 +169,17 @@ def _forecast(panel):
         cost = forecast([panel.config().first()])
     seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
     return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the examples"
+
+
+def _report(panel):
+    "The page of chapter 14 for what has been learned so far, by the validation examples."
+    if panel.session is None or panel.session.fit is None:
+        return REFUSALS["ready"]
+    if panel.session.state == "running":
+        return "a report looks at a network that stands still: pause or stop the training first"
+    s = panel.session.setting
+    panel.board.parts["report"].value = report(s.pre, panel.session.fit.model, s.task.valid).html
+    return f"what has changed is said below, by {len(s.task.valid)} validation {s.pre.called}"
 
 
 def _adopt(panel):
@@ -180,7 +195,9 @@ def _to_session(name):
     return lambda panel: getattr(panel.session, name)() if panel.session else REFUSALS["ready"]
 
 
-_BUTTONS = dict(start=_start, forecast=_forecast, **{n: _to_session(n) for n in ("pause", "resume", "stop")})
+_BUTTONS = dict(
+    start=_start, forecast=_forecast, report=_report, **{n: _to_session(n) for n in ("pause", "resume", "stop")}
+)
 
 # %% ../nbs/22_dashboard.ipynb #16c0de54
 class _Watcher:
@@ -253,8 +270,8 @@ class Panel(_Watcher):
         return still_picture(*_curves(self.session, f"{self.session.config.strategy}: "))
 
     def press(self, name: str) -> str:
-        "What a button does (start, pause, resume, stop or forecast); what happened, in a sentence."
-        self.say({"forecast": "measuring ..."}.get(name, ""))
+        "What a button does (start, pause, resume, stop, forecast or report); what happened, in a sentence."
+        self.say(dict(forecast="measuring ...", report="looking ...").get(name, ""))
         try:
             said = _BUTTONS[name](self)
         except (ValueError, OSError, FloatingPointError) as e:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,8 +74,14 @@ def _tensor(z):
     return first
 
 
-def _rows(z, n):
-    "[n, D] in float32, its own memory: averaged over space [n, C, H, W] or [n, H, W, C], or over tokens [n, T, D]."
+def _over_time(module):
+    "Whether it ends in a convolution over time, and what it gives is [n, C, T]."
+    ends = [m for m in module.modules() if [*m.parameters(recurse=False)]] if isinstance(module, nn.Module) else []
+    return bool(ends) and isinstance(ends[-1], (nn.Conv1d, nn.BatchNorm1d))
+
+
+def _rows(z, n, made_by=None):
+    "[n, D] in float32, its own memory: averaged over space [n, C, H, W] or [n, H, W, C], tokens [n, T, D] or time [n, C, T]."
     z = _tensor(z)
     if z.ndim == 1 and len(z) == n:
         z = z[:, None]
@@ -83,7 +90,9 @@ def _rows(z, n):
     if z.ndim == 2:
         return z.float() if z.dtype != torch.float32 else z.clone()  # a later layer may write into it
     _, a, b, *c = z.shape
-    last = z.ndim == 3 or (z.ndim == 4 and a == b != c[0])  # pictures are square: two equal sides tell where they are
+    last = (
+        not _over_time(made_by) if z.ndim == 3 else z.ndim == 4 and a == b != c[0]
+    )  # pictures are square: two equal sides tell where they are
     return z.float().mean(tuple(range(1, z.ndim - 1)) if last else tuple(range(2, z.ndim)))
 
 # %% ../nbs/04_features.ipynb #b53db351
@@ -105,7 +114,7 @@ def _layer(backbone, layer):
     net, seen = copied(_full(backbone), *backbone.parameters(), *backbone.buffers()), {}  # to hang a hook on
 
     def keep(m, args, out):  # at once, for what comes next may write into it; of several runs the last one stays
-        seen["z"] = _rows(out, seen["n"])
+        seen["z"] = _rows(out, seen["n"], m)
 
     net.get_submodule(layer).register_forward_hook(keep)
 
@@ -126,7 +135,7 @@ def _called(backbone, layer):
     if not callable(backbone) or layer:
         wrong = f"has no layer {layer!r} that could be read" if callable(backbone) else "cannot be called"
         raise ValueError(f"features come from a network or a function, and a {type(backbone).__name__} {wrong}")
-    return lambda xb: _rows(backbone(xb), len(xb))
+    return lambda xb: _rows(backbone(xb), len(xb), backbone)
 
 # %% ../nbs/04_features.ipynb #04e10001
 OWED = 0.005  # nats that a head on half-precision features may owe in the objective on the full ones
@@ -209,7 +218,7 @@ def extract(
     with torch.inference_mode(), _exact_convolutions():
         if phi is None:
             agrees = None if dtype == torch.float32 else lambda z, want: _owes(z, want, ys[0][: len(z)])
-            phi = Engine(Phi(_full(backbone), _rows), _total(dl), agrees, dtype, engine)
+            phi = Engine(Phi(_full(backbone), partial(_rows, made_by=backbone)), _total(dl), agrees, dtype, engine)
             out = list(phi(inputs()))
             _say_why(phi)
         else:

@@ -27,7 +27,7 @@ from .freezing import _KEY, follow_grad
 from .maps import _uncalled, _watched
 from .models import Pretrained, TransferModel, load_theta, snapshot
 from .objective import risk
-from .peft import interpolate
+from .peft import LoRA, interpolate, merge_lora
 from .store import replacing
 
 # %% ../nbs/14_understanding.ipynb #14b00010
@@ -157,7 +157,7 @@ def layer_features(
     now, n = {}, 0
 
     def keep(name):  # at once, for what comes next may write into it
-        return lambda m, args, out: now.update({name: _rows(out, n)})
+        return lambda m, args, out: now.update({name: _rows(out, n, m)})
 
     with _watched(net, {n: keep(n) for n in layers}), torch.no_grad():
         for xb in _batches(net, dl):
@@ -269,6 +269,14 @@ def _bar(share, text):
     return "-" if share is None else f'<i style="width: {6 * min(1.0, max(0.0, share)):.2f}em"></i>{text}'
 
 # %% ../nbs/14_understanding.ipynb #14b00051
+def _readable(net, dl, layers):
+    "Those that exist and say something of every example; a table of positions, which a text encoder has, does not."
+    for n in layers:
+        with suppress(ValueError):
+            layer_features(net, dl, [n])
+            yield n
+
+
 def _block_rows(pre, model, far, seen):
     "For each block its name, the length of its change, the mean share of ranks, and CKA; None for what it has not."
     learn = {n for n, _ in model.named_parameters()}
@@ -302,16 +310,22 @@ def _sentences(pre, model, seen, y):
 # %% ../nbs/14_understanding.ipynb #14b00052
 def report(
     theta_pre: Pretrained,
-    theta_fine: TransferModel,  # What grew from it, LoRA merged; left as it is
-    data: Examples,  # Of the target task, such as its test set, with a label each
+    theta_fine: TransferModel,  # What grew from it; LoRA in it is merged in a copy
+    data: Examples,  # Of the target task, such as its validation set, with a label each
 ) -> Page:
     "What fine-tuning changed, on one page: weights, features and answers, block by block."
     theta_pre.check(data)
+    if theta_pre.adapts is not None:
+        raise ValueError(
+            f"a report is of one answer an example, and {theta_pre.name} writes: ask `displacement` what moved"
+        )
     if data.y.ndim != 1 or len(data.y.unique()) < 2:
         raise ValueError("a report needs examples of at least two classes, with one label each")
+    if any(isinstance(m, LoRA) for m in theta_fine.modules()):
+        theta_fine = merge_lora(copied(theta_fine))
     far = displacement(theta_pre.theta, snapshot(theta_fine))
     body, batches = theta_fine.backbone, Loader(data, 100, theta_pre.transform)
-    layers = [n for n in blocks(theta_fine) if n in dict(body.named_modules())]
+    layers = [*_readable(body, Loader(data[:2], 2, theta_pre.transform), blocks(theta_fine))]
     seen = [layer_features(net, batches, ["", *layers]) for net in (theta_pre.backbone, body)]
     stats = [n for n, _ in theta_fine.named_buffers() if n in far]
     moved = sum(far[n].distance > 0 for n in stats)

@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sft_nb import cache, experiments, records, sweeps
 from sft_nb.cli import main
 from sft_nb.data import Images, Split, few_shot, load_split
-from sft_nb.experiments import run
+from sft_nb.evaluation import accuracy
+from sft_nb.experiments import retrained, run
 from sft_nb.freezing import freeze, unfreeze
 from sft_nb.models import adapt, load_pretrained
 from sft_nb.peft import add_lora
@@ -1313,3 +1314,13 @@ def test_a_record_of_the_book_comes_out_again():
     new = run(old.config)
     assert (new.accuracy, new.tried, new.chosen) == (old.accuracy, old.tried, old.chosen)
     assert new.loss == pytest.approx(old.loss, abs=1e-4)
+
+
+def test_the_network_of_a_record_is_had_again_and_refused_where_its_data_are_others():
+    record = run(Config(strategy="lora", lrs=(0.003, 0.01), epochs=1))
+    s, fit = retrained(record)
+    assert accuracy(*fit.predict(s, s.task.test)) == record.accuracy and fit.name == record.chosen
+    with pytest.raises(ValueError, match="digits_wild is not what it was"):
+        retrained(replace(record, data="another"))
+    with pytest.raises(ValueError, match="its settings hold lr=0.003, lr=0.01"):
+        retrained(replace(record, chosen="lr=0.5"))

@@ -10,6 +10,7 @@ from torch import nn
 
 from sft_nb.data import Examples, Loader, few_shot, load_split
 from sft_nb.evaluation import predict
+from sft_nb.features import extract
 from sft_nb.freezing import freeze
 from sft_nb.maps import (
     grad_cam,
@@ -411,8 +412,6 @@ def test_a_report_refuses_in_one_sentence(pre, task):
         report(pre, model, task.valid[task.valid.y == 3])
     with pytest.raises(ValueError, match="take a network and a task of one kind"):
         report(pre, model, Examples(torch.zeros(4, 9, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])))
-    with pytest.raises(ValueError, match="merge_lora"):
-        report(pre, add_lora(model, 2, 4), task.valid)
 
 
 def test_texts_have_a_report_too():
@@ -420,3 +419,37 @@ def test_texts_have_a_report_too():
     page = report(text, adapt(text, len(names.classes)), names.test[:60])
     assert "of 60 examples" in page.html and "Stored statistics" not in page.html
     assert "what was overwritten" not in page.html  # it has no head of its own
+
+
+def test_a_report_merges_lora_in_a_copy(pre, task):
+    torch.manual_seed(0)
+    model = add_lora(adapt(pre, 10), 2, 4)
+    for n, p in model.named_parameters():
+        if "lora_B" in n:
+            p.data.normal_(std=0.05)
+    before = snapshot(model)
+    page = report(pre, model, task.valid[:50])
+    assert "conv1" in page.html and all(torch.equal(t, before[n]) for n, t in snapshot(model).items())
+
+
+def test_layers_over_time_are_averaged_over_time_and_layers_of_tokens_over_tokens():
+    class Heard(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.turn, self.norm = nn.Conv1d(3, 5, 1), nn.Identity(), nn.LayerNorm(5)
+
+        def forward(self, x):  # [n, 3, T]
+            return self.norm(self.turn(self.conv(x)).mT).mean(1)
+
+    net, x = Heard(), torch.randn(4, 3, 9)
+    seen = layer_features(net, [(x, None)], ["conv", "norm"])
+    z = net.conv(x).detach()
+    assert torch.allclose(seen["conv"], z.mean(2), atol=1e-6)
+    assert torch.allclose(seen["norm"], net.norm(z.mT).detach().mean(1), atol=1e-6)
+    assert torch.allclose(extract(net, [(x, torch.zeros(4))], layer="conv").x, z.mean(2), atol=1e-6)
+
+
+def test_a_language_model_is_sent_elsewhere(task):
+    lm = load_pretrained("pocket-lm")
+    with pytest.raises(ValueError, match="ask `displacement`"):
+        report(lm, adapt(lm, 2), load_split("countries").valid)
