@@ -59,11 +59,12 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose")
+    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose | cost")
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
     summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
     which = add("choose", "which network fits a task: leave-one-out on its training examples")
+    price = add("cost", "what each strategy asks of this machine, before it is run; no weights are read")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     one.add_argument("--out", help="append the record to this file of JSON lines")
@@ -81,8 +82,16 @@ def _parser(
     which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
     which.add_argument("--pretrained", nargs="+", required=True, metavar="NETWORK", help="the candidates")
     which.add_argument("--most", type=int, default=500, help="examples that are looked at, at most (default 500)")
+    price.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
+    price.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
+    price.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
+    numbers = dict(examples=(500, "labelled ones"), classes=(10, "without a task"), epochs=(10, "passes over them"))
+    numbers |= dict(batch_size=(32, "examples in a step"), rows=(None, "how many are tried; fewer are quicker"))
+    for name, (default, what) in numbers.items():
+        told = "the batch" if default is None else default
+        price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
-    for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv")):
+    for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv"), (price, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
     return top
 
@@ -260,6 +269,24 @@ def _choose(args):
     found = choose_model(args.pretrained, args.task, args.most)
     print(render([asdict(c) for c in found], args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #15c1c002
+def _cost(args):
+    "One line for each strategy."
+    from sft_nb.cost import blank, costs
+    from sft_nb.data import load_split, shuffled
+    from sft_nb.tables import render
+    from sft_nb.zoo import network
+
+    render([], args.format)  # what it cannot do, it says now
+    pre = network(args.pretrained, weights=False)
+    ds = blank(pre, args.examples, args.classes)
+    if args.task:
+        train = load_split(args.task, size=pre.size).train
+        pre.check(train)
+        ds = train[shuffled(len(train), 0)[: args.examples]]
+    bills = costs(pre, ds, args.strategy, args.epochs, batch_size=args.batch_size, rows=args.rows)
+    print(render([b.row() for b in bills], args.format), end="", flush=True)
+
 # %% ../nbs/H_cli.ipynb #12c0de7a
 @contextmanager
 def _one_line() -> Iterator[None]:
@@ -277,7 +304,8 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose)[args.command](args)
+            commands = dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, cost=_cost)
+            commands[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2
