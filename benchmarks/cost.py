@@ -1,4 +1,4 @@
-"""The bills of chapter 15, and forecasts against runs: python benchmarks/cost.py bills | fit | forecast
+"""The bills of chapter 15, and forecasts against runs: python benchmarks/cost.py bills [NETWORK ...] | fit | forecast
 
 `bills`: strategies on eight networks without their weights, on EfficientNet-Lite0 all that fit, 500 labels in ten classes, ten epochs, batches
 of 32, into results/costs.jsonl: a line a network with its forward pass and torch's own count of a step, a line a bill.
@@ -28,6 +28,7 @@ from sft_nb.sweeps import forecast
 from sft_nb.training import step_flops, steps
 
 PICTURES = ("resnet50", "vit_b_16", "swin_t", "convnext_tiny", "mobilenet_v2", "efficientnet_lite0")
+NETWORKS = (*PICTURES, "minilm", "pocket-lm")
 SIZE = 32
 SOME = ("linear_probing", "last_block", "bitfit", "lora", "full")
 EVERY = dict(efficientnet_lite0=(), resnet50=(*SOME[:2], "bn_only", *SOME[2:]))  # (): all that fit
@@ -55,8 +56,8 @@ def torchs(model, x) -> int:
     return counter.get_total_flops()
 
 
-def bills() -> None:
-    for name in (*PICTURES, "minilm", "pocket-lm"):
+def bills(*names: str) -> None:
+    for name in names or NETWORKS:
         set_seed(0)
         pre = zoo.network(name, weights=False)
         ds = labelled(pre)
@@ -120,8 +121,13 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["bills"]
     if what == "one":
         one_fit(rest[0], rest[1], int(rest[2]))
-    else:
-        (RESULTS / dict(bills="costs", fit="fits", forecast="forecasts")[what]).with_suffix(".jsonl").unlink(
-            missing_ok=True
+    elif what == "bills":
+        path = RESULTS / "costs.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        path.write_text(
+            "".join(json.dumps(r) + "\n" for r in rows if r["network"] not in (rest or NETWORKS)), encoding="utf-8"
         )
-        dict(bills=bills, fit=fit, forecast=forecasts)[what]()
+        bills(*rest)
+    else:
+        (RESULTS / dict(fit="fits", forecast="forecasts")[what]).with_suffix(".jsonl").unlink(missing_ok=True)
+        dict(fit=fit, forecast=forecasts)[what]()

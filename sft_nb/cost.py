@@ -24,7 +24,7 @@ from .core import copied, unknown
 from .data import Examples, Loader
 from .features import Features
 from .freezing import trainable
-from .models import Pretrained, adapt
+from .models import Pretrained, adapt, aside
 from .objective import head_gap, head_loss
 from .peft import delta, num_bytes
 from .probing import Probe, solve_head
@@ -155,7 +155,7 @@ def costs(
     **how,  # `batch_size`, `rows`, `watts`: as for `bill`
 ) -> list[Bill]:  # In the order of the names
     "The bills of several strategies for one network and one labelled set."
-    model, fit = adapt(pre, int(ds.y.max()) + 1), {}
+    model, fit = aside(adapt, pre, int(ds.y.max()) + 1), {}
     for name in names or STRATEGIES:
         try:
             fit[name] = _phases(name, model, epochs)
