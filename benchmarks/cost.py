@@ -22,7 +22,7 @@ from sft_nb.data import Examples, load_split
 from sft_nb.experiments import run
 from sft_nb.freezing import freeze
 from sft_nb.models import adapt
-from sft_nb.records import grid, read_records
+from sft_nb.records import Config, grid, read_records
 from sft_nb.strategies import built, strategy
 from sft_nb.sweeps import forecast
 from sft_nb.training import step_flops, steps
@@ -73,47 +73,51 @@ def bills(*names: str) -> None:
 
 
 def one_fit(network: str, way: str, batch: int) -> None:
-    "In a process of its own: the bill, then the peak of two real steps above what the model's process holds."
+    "In a process of its own: the peak of two real steps above what the process held with the model, and the bill."
     torch.set_num_threads(1)
     set_seed(0)
     pre = zoo.network(network, weights=False)
     ds = labelled(pre, batch)
-    said = bill(way, pre, ds, epochs=20, batch_size=batch, rows=3)
     model = adapt(pre, 10)
     built(model, strategy(way, model))
     x, learn = pre.transform(ds.x), [p for p in model.parameters() if p.requires_grad]
     took = peak_bytes(lambda: [list(steps(model, [(x, ds.y)], o, 2)) for o in [torch.optim.Adam(learn)]])
+    said = bill(
+        way, pre, ds, epochs=20, batch_size=batch, rows=3
+    )  # afterwards, for memory that was freed is used again
     write("fits", dict(network=network, strategy=way, batch=batch, said=said.memory - said.parameters, took=took))
 
 
 def fit() -> None:
-    for network, batch in (("efficientnet_lite0", 16), ("resnet50", 16), ("vit_b_16", 8)):
+    for network, batch in (("efficientnet_lite0", 16), ("resnet50", 8), ("swin_t", 8)):
         for way in ("last_block", "bitfit", "lora", "full"):
             subprocess.run([sys.executable, __file__, "one", network, way, str(batch)], check=True)
 
 
-STRATEGIES = ("linear_probing", "full", "last_block", "bn_only", "bitfit", "lora", "lp_ft", "from_scratch")
+FORECAST = ("linear_probing", "full", "last_block", "bn_only", "bitfit", "lora", "lp_ft", "from_scratch")
 
 
 def forecasts() -> None:
     "Fresh runs first: forecast and run one after the other, on the machine as it is; then what stands in results/."
-    of = dict(epochs=10, lrs=[(0.001, 0.003)], l2s=[(0.1, 0.01)])
-    configs = grid(task=["digits_wild", "hue"], shots=[10, 50], strategy=STRATEGIES, **of)
+    path = RESULTS / "forecasts.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done = {(r["fresh"], r["pretrained"], r["task"], r["strategy"]) for r in map(json.loads, lines)}
+
+    def told(c: Config, took: float | None = None) -> None:
+        if (key := (took is None, c.pretrained, c.task, c.strategy)) not in done:
+            done.add(key)
+            said, took = forecast([c]).seconds, took or measure(run, c).seconds
+            about = dict(pretrained=c.pretrained, task=c.task, strategy=c.strategy, shots=c.shots, epochs=c.epochs)
+            write("forecasts", dict(fresh=key[0], said=round(said, 3), took=round(took, 3), **about))
+
+    configs = grid(task=["digits_wild", "hue"], strategy=FORECAST, epochs=10, lrs=[(0.001, 0.003)], l2s=[(0.1, 0.01)])
     run(configs[0])  # the first one of a process is slow, and not counted
     for c in configs:
-        said, took = forecast([c]).seconds, measure(run, c).seconds
-        about = dict(pretrained=c.pretrained, task=c.task, strategy=c.strategy, shots=c.shots, epochs=c.epochs)
-        write("forecasts", dict(fresh=True, said=round(said, 3), took=round(took, 3), **about))
+        told(c)
     for name in ("strategies", "real", "text", "language", "speech"):
-        seen = set()
         for r in read_records(RESULTS / f"{name}.jsonl"):
-            c = r.config
-            kind = (c.pretrained, c.task, c.strategy)
-            if kind in seen or c.task not in ("digits_wild", "clothing", "chart", "countries", "spoken_digits"):
-                continue
-            seen.add(kind)
-            about = dict(pretrained=c.pretrained, task=c.task, strategy=c.strategy, shots=c.shots, epochs=c.epochs)
-            write("forecasts", dict(fresh=False, said=round(forecast([c]).seconds, 3), took=r.price.seconds, **about))
+            if r.config.task in ("digits_wild", "clothing", "chart", "countries", "spoken_digits"):
+                told(r.config, r.price.seconds)
 
 
 if __name__ == "__main__":
@@ -128,6 +132,8 @@ if __name__ == "__main__":
             "".join(json.dumps(r) + "\n" for r in rows if r["network"] not in (rest or NETWORKS)), encoding="utf-8"
         )
         bills(*rest)
+    elif what == "fit":
+        (RESULTS / "fits.jsonl").unlink(missing_ok=True)
+        fit()
     else:
-        (RESULTS / dict(fit="fits", forecast="forecasts")[what]).with_suffix(".jsonl").unlink(missing_ok=True)
-        dict(fit=fit, forecast=forecasts)[what]()
+        forecasts()
