@@ -59,11 +59,12 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose")
+    commands = top.add_subparsers(dest="command", required=True, metavar="run | sweep | table | fetch | choose | book")
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
     summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
     which = add("choose", "which network fits a task: leave-one-out on its training examples")
+    own = add("book", "copy the notebooks to a folder of your own; what you wrote there stays")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     one.add_argument("--out", help="append the record to this file of JSON lines")
@@ -81,6 +82,7 @@ def _parser(
     which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
     which.add_argument("--pretrained", nargs="+", required=True, metavar="NETWORK", help="the candidates")
     which.add_argument("--most", type=int, default=500, help="examples that are looked at, at most (default 500)")
+    own.add_argument("folder", metavar="FOLDER", help="a new or empty one, or one from an earlier call")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
     for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
@@ -260,6 +262,16 @@ def _choose(args):
     found = choose_model(args.pretrained, args.task, args.most)
     print(render([asdict(c) for c in found], args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #b00c1002
+def _book(args):
+    "How many files are there now, and which of the reader's stayed although the book has others."
+    from sft_nb.book import copy_book
+
+    written, kept = copy_book(args.folder)
+    print(f"{args.folder}: {len(written)} files written; begin with 00_tour.ipynb, as in jupyter lab {args.folder}")
+    for path in kept:
+        _tell(f"{path} is yours and stays; the book's has changed: rename yours to get the new one beside it")
+
 # %% ../nbs/H_cli.ipynb #12c0de7a
 @contextmanager
 def _one_line() -> Iterator[None]:
@@ -277,7 +289,7 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose)[args.command](args)
+            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, book=_book)[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2
