@@ -51,7 +51,7 @@ setup(
     package_data={"sft_nb": ["weights/*.safetensors", "*.tsv", "sources/*.tsv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "text", "fast", "browser")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "text", "fast", "browser", "docs")},
     entry_points={
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
         "console_scripts": ["sft_nb=sft_nb.cli:main"],
