@@ -7,7 +7,6 @@ a page for each module out of its docstrings and the comments beside its paramet
 import importlib
 import inspect
 import json
-import pkgutil
 import re
 import shutil
 import sys

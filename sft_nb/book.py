@@ -63,7 +63,7 @@ def _new(path, own):
         return False
     return (json.dumps(new, indent=1, ensure_ascii=False) + "\n").encode()
 
-
+# %% ../nbs/ZZF_book.ipynb #b00c001c
 def readers_copy(
     book: Path,  # The folder of the notebooks; its sub-folders come along
     mine: Path,  # Where the reader works; made if it is not there

@@ -91,7 +91,11 @@ def test_a_wheel_holds_every_module_and_the_weights_and_the_book(tmp_path):
     book = {n for n in packed if n.startswith("sft_nb/notebooks/")}
     assert packed - book == {p.relative_to(ROOT).as_posix() for p in files} and "sft_nb/sources/pocket.py" in packed
     there = [p for name in ("nbs", "results") for p in (ROOT / name).rglob("*") if p.is_file()]
-    assert book == {f"sft_nb/notebooks/{p.relative_to(ROOT).as_posix()}" for p in there if "/." not in p.relative_to(ROOT).as_posix()}
+    assert book == {
+        f"sft_nb/notebooks/{p.relative_to(ROOT).as_posix()}"
+        for p in there
+        if "/." not in p.relative_to(ROOT).as_posix()
+    }
     assert not any(c.get("outputs") for n in book if n.endswith("ipynb") for c in json.loads(held.read(n))["cells"])
 
 
