@@ -17,7 +17,10 @@ from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, SITE = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
-ON_COLAB = "0e1a5002"  # the cell of `tests/write_links.py` that has nothing to do on a page
+OPEN, BRING = (
+    "0e1a5001",
+    "0e1a5002",
+)  # cells of `tests/write_links.py`: on a page, no link to it, and nothing to install
 
 
 def anchor(heading: str) -> str:
@@ -38,9 +41,11 @@ def put(path: Path, text: str) -> None:
 def page(path: Path) -> dict:
     "A notebook for Sphinx: each picture with its cell's sentence, which is not shown a second time as a comment."
     nb = json.loads(path.read_text(encoding="utf-8"))
-    nb["cells"] = [c for c in nb["cells"] if c["id"] != ON_COLAB]
+    nb["cells"] = [c for c in nb["cells"] if c["id"] != BRING]
     for cell in nb["cells"]:
         text = "".join(cell["source"])
+        if cell["id"] == OPEN:
+            cell["source"] = re.sub(r", or read it as .*", ".", text)
         if cell["cell_type"] == "code":
             if alt := re.search(r"^#\| fig-alt: (.+)$", text, re.M):
                 cell["metadata"]["mystnb"] = dict(image=dict(alt=alt[1]))
@@ -65,8 +70,10 @@ def contents(entries: list[str], caption: str) -> str:
 # the package's own words
 
 
-def name_of(text: str) -> str:
-    return text.replace("_", r"\_")
+def words(thing) -> str:
+    "A docstring as Markdown: what looks like a tag outside of code is none."
+    parts = re.split(r"(`[^`]*`)", inspect.getdoc(thing) or "")
+    return "".join(p if p.startswith("`") else p.replace("<", "&lt;") for p in parts)
 
 
 def entry(full: str, thing, level: int) -> str:
@@ -78,7 +85,7 @@ def entry(full: str, thing, level: int) -> str:
         signature = "```python\n" + signature.replace("\n)->None:", "\n):")
     else:
         signature = signature[0] if signature else ""
-    return f"{'#' * level} `{full}`\n\n{signature}\n\n{inspect.getdoc(thing) or ''}\n"
+    return f"{'#' * level} `{full}`\n\n{signature}\n\n{words(thing)}\n"
 
 
 def members(cls) -> list:
@@ -88,7 +95,7 @@ def members(cls) -> list:
 
 def module_page(name: str, notebook: str) -> str:
     module = importlib.import_module(name)
-    parts = [f"# `{name}`", (module.__doc__ or "").strip(), f"From the notebook [{notebook}](../{notebook})."]
+    parts = [f"# `{name}`", words(module), f"From the notebook [{notebook}](../{notebook})."]
     for public in module.__all__:
         thing = getattr(module, public)
         if inspect.isfunction(thing) or inspect.isclass(thing):
@@ -115,6 +122,7 @@ def lay_out() -> None:
             nb = page(path)
             if path == ROOT / "nbs" / "index.ipynb":
                 lists = [contents([f"{t} <{n}>" for t, n in rows], name) for name, rows in sections()]
+                lists.append(contents(["teaching", "questions"], "For teachers"))
                 lists.append(contents(["api/index"], "The package"))
                 nb["cells"].append(dict(cell_type="markdown", id="c0ffee00", metadata={}, source="\n".join(lists)))
             put(to, json.dumps(nb, ensure_ascii=False))
@@ -124,7 +132,7 @@ def lay_out() -> None:
     made = modules()
     for name, notebook in made.items():
         put(SOURCE / "api" / f"{name}.md", module_page(name, notebook))
-    rows = [f"| [{n}]({n}.md) | {(importlib.import_module(n).__doc__ or '').strip()} |" for n in sorted(made)]
+    rows = [f"| [{n}]({n}.md) | {words(importlib.import_module(n))} |" for n in sorted(made)]
     table = "\n".join(["| module | what it is for |", "|---|---|", *rows])
     text = f"# The package\n\nWhat the notebooks export, by module.\n\n{table}\n\n"
     put(SOURCE / "api" / "index.md", text + contents(sorted(made), "Modules").replace(":caption: Modules\n", ""))

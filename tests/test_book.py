@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from notebook import NOTEBOOKS, code_cells, load, source
 from write_links import ELSEWHERE, written
+from write_teaching import pages
 
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
 NUMBERED = [p for p in CHAPTERS if p.stem[0].isdigit()]
@@ -251,8 +252,8 @@ def test_no_stored_sentence_contradicts_its_numbers(path):
 # the frame
 
 
-def test_every_notebook_has_its_first_and_last_cells():
-    for path, content in written().items():
+def test_every_notebook_has_its_first_and_last_cells_and_the_teachers_pages_are_of_them():
+    for path, content in (written() | pages()).items():
         assert path.read_text(encoding="utf-8") == content, f"{path.name}: python tests/write_links.py"
 
 

@@ -50,7 +50,9 @@ def test_a_plain_installation_brings_whatever_a_notebook_imports():
 
 def test_every_requirement_is_pinned():
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    for word in " ".join(settings()[k] for k in ("requirements", "dev_requirements", "browser_requirements")).split():
+    for word in " ".join(
+        settings()[k] for k in ("requirements", "dev_requirements", "browser_requirements", "docs_requirements")
+    ).split():
         assert re.search(rf"^{re.split(r'[<>=]', word)[0]}==", text, re.M), word
 
 

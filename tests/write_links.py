@@ -2,7 +2,7 @@
 
 The last cell leads to its neighbours; the order is that of the file names, the numbered chapters, then what is lettered.
 The two cells below the title open it elsewhere: a line of links, and a cell that does something only where the package
-is not installed, as on Colab. The addresses come from settings.ini.
+is not installed, as on Colab. The addresses come from settings.ini. The pages for teachers are put together as well.
 """
 
 import configparser
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import nbformat
 from store_outputs import text
+from write_teaching import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "nbs"
 CELL, OPEN, BRING = "0e1a5000", "0e1a5001", "0e1a5002"  # their ids, in every notebook
+NO_SLIDE = dict(slide_type="skip")
 ELSEWHERE = """from importlib.util import find_spec
 
 if not find_spec("sft_nb"):  # as on Colab; elsewhere this cell does nothing
@@ -42,8 +44,9 @@ def head(path: Path, book: Path = BOOK) -> list[nbformat.NotebookNode]:
     page = f"https://{s['user']}.github.io/{s['repo']}/{where.with_suffix('.html').as_posix()}"
     links = f"Open this notebook in [Colab]({colab}) or [Binder]({binder}), or read it as [a page]({page})."
     code = ELSEWHERE.format(package=f"git+https://github.com/{named}@{s['branch']}")
-    bring = nbformat.v4.new_code_cell(code, id=BRING, metadata=dict(jupyter=dict(source_hidden=True)))
-    return [nbformat.v4.new_markdown_cell(links, id=OPEN), bring]
+    folded = dict(jupyter=dict(source_hidden=True), slideshow=NO_SLIDE)
+    bring = nbformat.v4.new_code_cell(code, id=BRING, metadata=folded)
+    return [nbformat.v4.new_markdown_cell(links, id=OPEN, metadata=dict(slideshow=NO_SLIDE)), bring]
 
 
 def title(path: Path) -> str:
@@ -57,7 +60,7 @@ def foot(i: int, paths: list[Path], titles: list[str]) -> nbformat.NotebookNode:
     before = f"← [{titles[i - 1]}]({paths[i - 1].name})" if i else ""
     after = f"[{titles[i + 1]}]({paths[i + 1].name}) →" if i + 1 < len(paths) else ""
     line = " · ".join(filter(None, [before, "[the map](index.ipynb#The-map)", after]))
-    return nbformat.v4.new_markdown_cell(line, id=CELL)
+    return nbformat.v4.new_markdown_cell(line, id=CELL, metadata=dict(slideshow=NO_SLIDE))
 
 
 def framed(path: Path, last: list[nbformat.NotebookNode]) -> str:
@@ -78,5 +81,5 @@ def written() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, content in written().items():
+    for path, content in (written() | pages()).items():
         path.write_text(content, encoding="utf-8")
