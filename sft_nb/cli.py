@@ -59,7 +59,7 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    names = "run | sweep | table | fetch | choose | cost | report"
+    names = "run | sweep | table | fetch | choose | cost | report | book"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
@@ -67,6 +67,7 @@ def _parser(
     changed = add("report", "what fine-tuning changed: trains the network of a record again, and makes a page of it")
     which = add("choose", "which network fits a task: leave-one-out on its training examples")
     price = add("cost", "what each strategy asks of this machine, before it is run; no weights are read")
+    own = add("book", "copy the notebooks to a folder of your own; what you wrote there stays")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     one.add_argument("--out", help="append the record to this file of JSON lines")
@@ -95,6 +96,7 @@ def _parser(
     for name, (default, what) in numbers.items():
         told = "the batch" if default is None else default
         price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
+    own.add_argument("folder", metavar="FOLDER", help="a new or empty one, or one from an earlier call")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
     for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv"), (price, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
@@ -262,6 +264,16 @@ def _choose(args):
     found = choose_model(args.pretrained, args.task, args.most)
     print(render([asdict(c) for c in found], args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #b00c1002
+def _book(args):
+    "How many files are there now, and which of the reader's stayed although the book has others."
+    from sft_nb.book import copy_book
+
+    written, kept = copy_book(args.folder)
+    print(f"{args.folder}: {len(written)} files written; begin with 00_tour.ipynb, as in jupyter lab {args.folder}")
+    for path in kept:
+        _tell(f"{path} is yours and stays; the book's has changed: rename yours to get the new one beside it")
+
 # %% ../nbs/H_cli.ipynb #15c1c002
 def _cost(args):
     "One line for each strategy."
@@ -314,10 +326,8 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            commands = dict(
-                run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, cost=_cost, report=_report
-            )
-            commands[args.command](args)
+            does = dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, cost=_cost, report=_report)
+            (does | dict(book=_book))[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2

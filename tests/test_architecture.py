@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = {
     0: ["core"],  # needs nothing of ours
-    1: ["processes", "objective", "world", "store", "ways", "countries", "pieces"],
+    1: ["processes", "objective", "world", "store", "ways", "countries", "pieces", "book"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
     4: ["models", "albums", "identity", "solver", "texts", "sounds"],
