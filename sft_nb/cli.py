@@ -53,6 +53,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}: see {self.prog} --help")
 
+# %% ../nbs/H_cli.ipynb #12c0de7b
+def _run_options(one, many):
+    "What is asked of runs beside their Config."
+    one.add_argument("--out", help="append the record to this file of JSON lines")
+    many.add_argument("--out", required=True, help="the file of JSON lines; what it holds is not run again")
+    many.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
+    for p in (one, many):
+        p.add_argument("--keep", help="a folder: features and checkpoints are kept there, and found after a restart")
+        p.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
+
+
+def _cost_options(price):
+    "What is asked of a bill."
+    price.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
+    price.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
+    price.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
+    numbers = dict(examples=(500, "labelled ones"), classes=(10, "without a task"), epochs=(10, "passes over them"))
+    numbers |= dict(batch_size=(32, "examples in a step"), rows=(None, "how many are tried; fewer are quicker"))
+    for name, (default, what) in numbers.items():
+        told = "the batch" if default is None else default
+        price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
+
 # %% ../nbs/H_cli.ipynb #12c0de71
 def _parser(
     command="",  # The one whose options are needed
@@ -70,12 +92,7 @@ def _parser(
     own = add("book", "copy the notebooks to a folder of your own; what you wrote there stays")
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
-    one.add_argument("--out", help="append the record to this file of JSON lines")
-    many.add_argument("--out", required=True, help="the file of JSON lines; what it holds is not run again")
-    many.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
-    for p in (one, many):
-        p.add_argument("--keep", help="a folder: features and checkpoints are kept there, and found after a restart")
-        p.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
+    _run_options(one, many)
     summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
@@ -88,14 +105,7 @@ def _parser(
     which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
     which.add_argument("--pretrained", nargs="+", required=True, metavar="NETWORK", help="the candidates")
     which.add_argument("--most", type=int, default=500, help="examples that are looked at, at most (default 500)")
-    price.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
-    price.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
-    price.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
-    numbers = dict(examples=(500, "labelled ones"), classes=(10, "without a task"), epochs=(10, "passes over them"))
-    numbers |= dict(batch_size=(32, "examples in a step"), rows=(None, "how many are tried; fewer are quicker"))
-    for name, (default, what) in numbers.items():
-        told = "the batch" if default is None else default
-        price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
+    _cost_options(price)
     own.add_argument("folder", metavar="FOLDER", help="a new or empty one, or one from an earlier call")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
     for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv"), (price, "tsv")):
