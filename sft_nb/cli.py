@@ -81,8 +81,7 @@ def _parser(
 ):
     "All commands; the options that are Config's fields for one of them, since they need torch."
     top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    names = "run | sweep | table | fetch | choose | cost | report | book"
-    commands = top.add_subparsers(dest="command", required=True, metavar=names)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
     summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
@@ -93,12 +92,11 @@ def _parser(
     if command in ("run", "sweep"):
         add_options(one if command == "run" else many, several=command == "sweep")
     _run_options(one, many)
-    summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
     for p in (summary, changed):
+        p.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
         p.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
-    changed.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     changed.add_argument("--out", required=True, help="the page: a file of HTML, replaced if it is there")
     far.add_argument("names", nargs="+", metavar="NAME", help="networks and tasks, such as efficientnet_lite0 clothing")
     far.add_argument("--from", dest="place", help="a folder or address that has the files, in the place of the network")
@@ -215,9 +213,8 @@ def _sweep(args):
     configs, records = grid(**_options(args)), []
     render([], args.format)
     with _work("cuda" if any(c.device == "cuda" for c in configs) else "cpu") as first:
-        tell = (
-            partial(print, file=sys.stdout if args.forecast else sys.stderr, flush=True) if first else lambda text: None
-        )
+        aloud = partial(print, file=sys.stdout if args.forecast else sys.stderr, flush=True)
+        tell = aloud if first else lambda text: None
         left = remaining(configs, args.out)
         if left and not args.forecast:
             _check_places(args.out, args.keep)
@@ -305,16 +302,13 @@ def _cost(args):
 # %% ../nbs/H_cli.ipynb #13c1c005
 def _report(args):
     "The page of one record, judged by the validation examples, since the test set has had its turn."
-    from sft_nb.store import check_writable
-
     if len(records := [*_held(args)]) > 1:
-        raise ValueError(
-            f"{len(records)} records are there and a report is of one: say which, as in --where seed=0 shots=10"
-        )
-    check_writable(args.out)
+        raise ValueError(f"a report is of one record, and {len(records)} are there: say which, as in --where seed=0")
     from sft_nb.experiments import retrained
+    from sft_nb.store import check_writable
     from sft_nb.understanding import report
 
+    check_writable(args.out)
     s, fit = retrained(*records)
     report(s.pre, fit.model, s.task.valid).save(args.out)
     print(args.out, flush=True)
