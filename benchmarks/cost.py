@@ -31,7 +31,7 @@ PICTURES = ("resnet50", "vit_b_16", "swin_t", "convnext_tiny", "mobilenet_v2", "
 NETWORKS = (*PICTURES, "minilm", "pocket-lm")
 SIZE = 32
 SOME = ("linear_probing", "last_block", "bitfit", "lora", "full")
-EVERY = dict(efficientnet_lite0=(), resnet50=(*SOME[:2], "bn_only", *SOME[2:]))  # (): all that fit
+EVERY = {"pocket-lm": (*SOME[:2], *SOME[3:])} | dict(efficientnet_lite0=(), resnet50=(*SOME[:2], "bn_only", *SOME[2:]))  # (): all that fit
 
 
 def write(name: str, row: dict) -> None:
