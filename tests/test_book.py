@@ -5,7 +5,7 @@ import re
 
 import pytest
 from conftest import ROOT
-from notebook import NOTEBOOKS, code_cells, load, source
+from notebook import CHINESE, NOTEBOOKS, called, code_cells, load, source
 
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
 NUMBERED = [p for p in CHAPTERS if p.stem[0].isdigit()]
@@ -89,7 +89,7 @@ def test_every_mention_of_a_chapter_is_a_link(path):
         )
 
 
-@each
+@pytest.mark.parametrize("path", NOTEBOOKS + CHINESE, ids=called)
 def test_every_link_leads_somewhere(path):
     for text in [*markdown(path), *(t for _, t in shown(path))]:
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
