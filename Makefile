@@ -1,12 +1,13 @@
 # make lab    open the tour in JupyterLab         make test   run every notebook and every test
 # make test-browser   the notebooks in JupyterLab in a real browser
-# make check  exported, clean, formatted          make clean  remove the environment
+# make docs   the pages, in _docs/html            make slides the tour as slides, in _docs/html/slides
+# make check  exported, clean, formatted          make clean  remove the environment and the pages
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lab test test-browser check clean
+.PHONY: lab test test-browser docs slides check clean
 .DEFAULT_GOAL := lab
 
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -47,8 +48,21 @@ test-browser: $(VENV)/built
 	$(INSTALL) --quiet -e '.[dev,browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py
 
+# The pages: one for every notebook and every module. Once the extra is installed, without a network
+$(VENV)/docs: $(VENV)/built
+	$(INSTALL) --quiet -e '.[dev,docs]'
+	touch $@
+
+docs: $(VENV)/docs slides
+	$(BIN)/python docs/build.py
+	$(BIN)/python tests/check_site.py
+	@echo "Open _docs/html/index.html"
+
+slides: $(VENV)/docs
+	$(BIN)/python docs/slides.py
+
 check: $(VENV)/built
 	$(BIN)/python tests/check_clean.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) _docs

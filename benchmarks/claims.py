@@ -1,6 +1,7 @@
-"""README's claim table, from the latest full records in results/. --write puts it into README.md, --check says if it is old."""
+"""README's claims, from the latest full records in results/. --write puts it into README.md, --check says if it is old."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -68,9 +69,23 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def forecasts() -> str:
+    "How far `sft_nb sweep --forecast` was off, from results/forecasts.jsonl."
+    lines = (RESULTS / "forecasts.jsonl").read_text(encoding="utf-8").splitlines()
+    off = {True: [], False: []}
+    for r in map(json.loads, lines):
+        off[r["fresh"]].append(abs(r["said"] / r["took"] - 1))
+    at_once, old = (f"{statistics.median(off[fresh]):.0%}" for fresh in (True, False))
+    return (
+        f"`sft_nb sweep --forecast` held against what runs really took: off by {at_once} in the median of {len(off[True])} "
+        f"runs that followed their forecast at once, by {old} in the median of {len(off[False])} old records of `results/`, "
+        "made at other hours (`benchmarks/cost.py forecast`, [chapter 15](nbs/15_cost.ipynb))."
+    )
+
+
 def readme(text: str) -> str:
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{table()}\n\n{forecasts()}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ L2S = (0.1, 1.0, 0.01, 0.001)  # the first is also that of LP-FT's solved head
 def tasks(seed: int) -> list[tuple[str, int, int]]:
     "Task, labels per class, epochs: 60 to 70 steps of 16 for everybody. Every seed draws ten other intents."
     two = [(task, shots, epochs) for task in ("negation", "polarity") for shots, epochs in ((10, 30), (50, 10))]
-    return [("chart", 10, 10), (f"banking10_{seed}", 10, 10), *two, (f"banking10_{seed}", 50, 2)]  # no chart of fifty
+    fifty = [(f"banking10_{seed}", 50, 2)] if seed else []  # one of draw 0's intents has 28 labels; no chart has fifty
+    return [("chart", 10, 10), (f"banking10_{seed}", 10, 10), *two, *fifty]
 
 
 def experiments(seed: int) -> list[Config]:

@@ -53,42 +53,60 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}: see {self.prog} --help")
 
-# %% ../nbs/H_cli.ipynb #12c0de71
-def _parser(
-    command="",  # The one whose options are needed
-):
-    "All commands; the options that are Config's fields for one of them, since they need torch."
-    top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="run | sweep | table | fetch | choose | report"
-    )
-    add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
-    summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
-    changed = add("report", "what fine-tuning changed: trains the network of a record again, and makes a page of it")
-    which = add("choose", "which network fits a task: leave-one-out on its training examples")
-    if command in ("run", "sweep"):
-        add_options(one if command == "run" else many, several=command == "sweep")
+# %% ../nbs/H_cli.ipynb #12c0de7b
+def _run_options(one, many):
+    "What is asked of runs beside their Config."
     one.add_argument("--out", help="append the record to this file of JSON lines")
     many.add_argument("--out", required=True, help="the file of JSON lines; what it holds is not run again")
     many.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
     for p in (one, many):
         p.add_argument("--keep", help="a folder: features and checkpoints are kept there, and found after a restart")
         p.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
-    summary.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
+
+
+def _cost_options(price):
+    "What is asked of a bill."
+    price.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
+    price.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
+    price.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
+    numbers = dict(examples=(500, "labelled ones"), classes=(10, "without a task"), epochs=(10, "passes over them"))
+    numbers |= dict(batch_size=(32, "examples in a step"), rows=(None, "how many are tried; fewer are quicker"))
+    for name, (default, what) in numbers.items():
+        told = "the batch" if default is None else default
+        price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
+
+# %% ../nbs/H_cli.ipynb #12c0de71
+def _parser(
+    command="",  # The one whose options are needed
+):
+    "All commands; the options that are Config's fields for one of them, since they need torch."
+    top = Parser("sft_nb", description="Fine-tuning experiments. More: sft_nb run --help", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    one, many = add("run", "one experiment, its record"), add("sweep", "all combinations; goes on where it stopped")
+    summary, far = add("table", "mean and spread of records"), add("fetch", "download what a name needs, once")
+    changed = add("report", "what fine-tuning changed: trains the network of a record again, and makes a page of it")
+    which = add("choose", "which network fits a task: leave-one-out on its training examples")
+    price = add("cost", "what each strategy asks of this machine, before it is run; no weights are read")
+    own = add("book", "copy the notebooks to a folder of your own; what you wrote there stays")
+    if command in ("run", "sweep"):
+        add_options(one if command == "run" else many, several=command == "sweep")
+    _run_options(one, many)
     summary.add_argument("--by", nargs="+", default=["task", "shots", "strategy"], help="columns that make the groups")
     summary.add_argument("--values", nargs="+", default=["accuracy"], help="results: mean and spread of each")
     for p in (summary, changed):
+        p.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
         p.add_argument("--where", nargs="+", default=[], metavar="FIELD=VALUE", help="only records with these values")
-    changed.add_argument("paths", nargs="+", metavar="FILE", help="files of JSON lines")
     changed.add_argument("--out", required=True, help="the page: a file of HTML, replaced if it is there")
     far.add_argument("names", nargs="+", metavar="NAME", help="networks and tasks, such as efficientnet_lite0 clothing")
     far.add_argument("--from", dest="place", help="a folder or address that has the files, in the place of the network")
     which.add_argument("--task", required=True, help="a task's name, or a folder or zip of your own")
     which.add_argument("--pretrained", nargs="+", required=True, metavar="NETWORK", help="the candidates")
     which.add_argument("--most", type=int, default=500, help="examples that are looked at, at most (default 500)")
+    _cost_options(price)
+    own.add_argument("folder", metavar="FOLDER", help="a new or empty one, or one from an earlier call")
     first = "list" if sys.stdout.isatty() else "tsv"  # in a terminal, one value on a line
-    for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv")):
+    for p, default in ((one, first), (many, "tsv"), (summary, "tsv"), (which, "tsv"), (price, "tsv")):
         p.add_argument("--format", default=default, help=f"tsv, json, markdown or list (default {default})")
     return top
 
@@ -195,9 +213,8 @@ def _sweep(args):
     configs, records = grid(**_options(args)), []
     render([], args.format)
     with _work("cuda" if any(c.device == "cuda" for c in configs) else "cpu") as first:
-        tell = (
-            partial(print, file=sys.stdout if args.forecast else sys.stderr, flush=True) if first else lambda text: None
-        )
+        aloud = partial(print, file=sys.stdout if args.forecast else sys.stderr, flush=True)
+        tell = aloud if first else lambda text: None
         left = remaining(configs, args.out)
         if left and not args.forecast:
             _check_places(args.out, args.keep)
@@ -211,36 +228,17 @@ def _sweep(args):
         print(render([r.row() for r in records], args.format), end="", flush=True)
 
 # %% ../nbs/H_cli.ipynb #28c0de04
-def _where(records, conditions):
-    "The records whose Config has these values, each given as FIELD=VALUE."
-    from sft_nb.core import unknown
-    from sft_nb.records import Config, is_several, kind_of
-
-    several = lambda f: lambda text: tuple(map(kind_of(f), text.replace(",", " ").split()))
-    kinds = {f.name: several(f) if is_several(f) else kind_of(f) for f in fields(Config)}
-    for condition in conditions:
-        name, _, value = condition.partition("=")
-        if name not in kinds:
-            raise unknown("field", name, kinds)
-        try:
-            wanted = kinds[name](value)
-        except ValueError as e:
-            raise ValueError(f"--where {condition} gives no value of {name}: write for example --where shots=10") from e
-        records = [r for r in records if getattr(r.config, name) == wanted]
-    return records
-
-
 def _held(args):
     "The records that are asked for, each once; at least one."
     for path in args.paths:
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(f"there is no file {path}: a sweep writes one with --out {path}")
-    from sft_nb.records import read_records
+    from sft_nb.records import read_records, where
 
     held = [r for path in args.paths for r in read_records(path)]
     if not held:
         raise ValueError(f"there is no record in {', '.join(args.paths)}: a sweep writes some with --out")
-    records = _where({r.key: r for r in held}.values(), args.where)
+    records = where({r.key: r for r in held}.values(), args.where)
     if not records:
         raise ValueError(f"none of the {len(held)} records has {' and '.join(args.where)}")
     return records
@@ -273,19 +271,44 @@ def _choose(args):
     found = choose_model(args.pretrained, args.task, args.most)
     print(render([asdict(c) for c in found], args.format), end="", flush=True)
 
+# %% ../nbs/H_cli.ipynb #b00c1002
+def _book(args):
+    "How many files are there now, and which of the reader's stayed although the book has others."
+    from sft_nb.book import copy_book
+
+    written, kept = copy_book(args.folder)
+    print(f"{args.folder}: {len(written)} files written; begin with 00_tour.ipynb, as in jupyter lab {args.folder}")
+    for path in kept:
+        _tell(f"{path} is yours and stays; the book's has changed: rename yours to get the new one beside it")
+
+# %% ../nbs/H_cli.ipynb #15c1c002
+def _cost(args):
+    "One line for each strategy."
+    from sft_nb.cost import blank, costs
+    from sft_nb.data import load_split, shuffled
+    from sft_nb.tables import render
+    from sft_nb.zoo import network
+
+    render([], args.format)  # what it cannot do, it says now
+    pre = network(args.pretrained, weights=False)
+    ds = blank(pre, args.examples, args.classes)
+    if args.task:
+        train = load_split(args.task, size=pre.size).train
+        pre.check(train)
+        ds = train[shuffled(len(train), 0)[: args.examples]]
+    bills = costs(pre, ds, args.strategy, args.epochs, batch_size=args.batch_size, rows=args.rows)
+    print(render([b.row() for b in bills], args.format), end="", flush=True)
+
 # %% ../nbs/H_cli.ipynb #13c1c005
 def _report(args):
     "The page of one record, judged by the validation examples, since the test set has had its turn."
-    from sft_nb.store import check_writable
-
     if len(records := [*_held(args)]) > 1:
-        raise ValueError(
-            f"{len(records)} records are there and a report is of one: say which, as in --where seed=0 shots=10"
-        )
-    check_writable(args.out)
+        raise ValueError(f"a report is of one record, and {len(records)} are there: say which, as in --where seed=0")
     from sft_nb.experiments import retrained
+    from sft_nb.store import check_writable
     from sft_nb.understanding import report
 
+    check_writable(args.out)
     s, fit = retrained(*records)
     report(s.pre, fit.model, s.task.valid).save(args.out)
     print(args.out, flush=True)
@@ -307,7 +330,8 @@ def main(
     try:
         with _one_line():
             args = _parser(words[0] if words else "").parse_args(words)
-            dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, report=_report)[args.command](args)
+            does = dict(run=_run, sweep=_sweep, table=_table, fetch=_fetch, choose=_choose, cost=_cost, report=_report)
+            (does | dict(book=_book))[args.command](args)
     except (ValueError, OSError, FloatingPointError) as e:
         _tell(" ".join(str(e).split())[:400] or type(e).__name__, getattr(e, "who", ""))
         return 2

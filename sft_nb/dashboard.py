@@ -149,6 +149,17 @@ def _fill(board, session, said, records):
     for name, text in texts.items():
         board.parts[name].value = text
 
+# %% ../nbs/22_dashboard.ipynb #16c0de5b
+def _report(panel):
+    "The page of chapter 14 for what has been learned so far, by the validation examples."
+    if panel.session is None or panel.session.fit is None:
+        return REFUSALS["ready"]
+    if panel.session.state == "running":
+        return "a report looks at a network that stands still: pause or stop the training first"
+    s = panel.session.setting
+    panel.board.parts["report"].value = report(s.pre, panel.session.fit.model, s.task.valid).html
+    return f"what has changed is said below, by {len(s.task.valid)} validation {s.pre.called}"
+
 # %% ../nbs/22_dashboard.ipynb #16c0de53
 def _start(panel):
     "A new session, unless one is under way or waits to be started."
@@ -169,17 +180,6 @@ def _forecast(panel):
         cost = forecast([panel.config().first()])
     seconds = f"about {cost.seconds:.0f} s" if cost.seconds >= 1 else "less than a second"
     return f"{seconds}, and {cost.peak_bytes / 1e6:.0f} MB beside the examples"
-
-
-def _report(panel):
-    "The page of chapter 14 for what has been learned so far, by the validation examples."
-    if panel.session is None or panel.session.fit is None:
-        return REFUSALS["ready"]
-    if panel.session.state == "running":
-        return "a report looks at a network that stands still: pause or stop the training first"
-    s = panel.session.setting
-    panel.board.parts["report"].value = report(s.pre, panel.session.fit.model, s.task.valid).html
-    return f"what has changed is said below, by {len(s.task.valid)} validation {s.pre.called}"
 
 
 def _adopt(panel):

@@ -68,7 +68,7 @@ def sweep(
 
 # %% ../nbs/Q_sweeps.ipynb #12c0de50
 def _pace(config):
-    "What is searched; measured seconds of reading, before a candidate's first step, of a step, of an example; bytes held."
+    "What is searched; measured seconds of reading and pricing, before a candidate's first step, of a step, of an example; bytes held."
     reading = measure(prepare, config)
     s = reading.result
     axis, (value, *_) = s.search
@@ -79,9 +79,10 @@ def _pace(config):
     long = train(phases + 4) if short.steps else short
     step = max(0.0, long.seconds - short.seconds) / max(1, long.steps - short.steps)  # a solved head takes none
     look = measure(predict, long.model, s.loader(s.task.valid)).seconds / len(s.task.valid)
-    price = step_price(s, long)
+    pricing = measure(step_price, s, long)
+    price, once = pricing.result, reading.seconds + pricing.seconds
     held = num_bytes(long.model.state_dict().values()) + 12 * price.trained  # gradients, Adam's moments
-    return axis, reading.seconds, max(0.0, short.seconds - short.steps * step), step, look, held + (price.kept or 0)
+    return axis, once, max(0.0, short.seconds - short.steps * step), step, look, held + (price.kept or 0)
 
 # %% ../nbs/Q_sweeps.ipynb #12c0de5a
 def forecast(
@@ -96,9 +97,9 @@ def forecast(
         classes, valid, test = tasks[c.task]
         one_batch = min(c.shots, -(-c.batch_size // classes))
         kind = replace(c, shots=one_batch, seed=0, task=configs[0].task, lrs=c.lrs[:1], epochs=1)
-        axis, reading, start, step, look, held = paces[kind] = paces.get(kind) or _pace(kind)
+        axis, once, start, step, look, held = paces[kind] = paces.get(kind) or _pace(kind)
         few, fits = c.shots * classes, len(c.lrs) if axis == "lr" else 1  # the heads come from one extraction
         candidate = start + c.epochs * -(-few // c.batch_size) * step + look * (few + valid)
-        seconds += reading + fits * candidate + look * (few + test + SOURCE_TEST)
+        seconds += once + fits * candidate + look * (few + test + SOURCE_TEST)
         most = max(most, held)
     return Cost(len(configs), seconds, most)

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = {
     0: ["core"],  # needs nothing of ours
-    1: ["processes", "objective", "world", "store", "ways", "countries", "pieces"],
+    1: ["processes", "objective", "world", "store", "ways", "countries", "pieces", "book"],
     2: ["zoo", "fetch", "engines"],
     3: ["data", "freezing", "plots", "distributed"],
     4: ["models", "albums", "identity", "solver", "texts", "sounds"],
@@ -31,7 +31,7 @@ FLOORS = {
     6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
     7: ["maps", "starts", "sources.text", "sources.sentences", "sources.language"],
     8: ["strategies", "transferability", "understanding", "sources.smollm", "sources.causal"],
-    9: ["resume", "rates", "records", "choosing", "landscape"],
+    9: ["resume", "rates", "records", "choosing", "landscape", "cost"],
     10: ["experiments", "tables"],
     11: ["sweeps"],
     12: ["widgets", "sessions", "cli"],

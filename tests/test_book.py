@@ -2,10 +2,13 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from notebook import CHINESE, NOTEBOOKS, called, code_cells, load, source
+from write_links import ELSEWHERE, written
+from write_teaching import pages
 
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
 NUMBERED = [p for p in CHAPTERS if p.stem[0].isdigit()]
@@ -244,3 +247,25 @@ def test_a_contradiction_is_seen(text, wrong):
 def test_no_stored_sentence_contradicts_its_numbers(path):
     for cell, text in shown(path):
         assert not (bad := list(contradictions(text))), f"cell {cell}: {bad}"
+
+
+# the frame
+
+
+def test_every_notebook_has_its_first_and_last_cells_and_the_teachers_pages_are_of_them():
+    for path, content in (written() | pages()).items():
+        assert path.read_text(encoding="utf-8") == content, f"{path.name}: python tests/write_links.py"
+
+
+def test_the_cell_for_elsewhere_does_nothing_here_and_brings_the_book_where_there_is_none(tmp_path, monkeypatch):
+    code, ran = ELSEWHERE.format(package="sft_nb==1"), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "subprocess.run", lambda words, check: ran.append(words[2:]) or Path("sft_nb-book").mkdir(exist_ok=True)
+    )
+    exec(code, {})
+    assert ran == [] and Path.cwd() == tmp_path
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(code, {})
+    assert ran == [["pip", "install", "--quiet", "sft_nb==1"], ["sft_nb.cli", "book", "sft_nb-book"]]
+    assert Path.cwd() == tmp_path / "sft_nb-book"

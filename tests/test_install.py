@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import json
 import os
 import re
 import shutil
@@ -49,7 +50,9 @@ def test_a_plain_installation_brings_whatever_a_notebook_imports():
 
 def test_every_requirement_is_pinned():
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    for word in " ".join(settings()[k] for k in ("requirements", "dev_requirements", "browser_requirements")).split():
+    for word in " ".join(
+        settings()[k] for k in ("requirements", "dev_requirements", "browser_requirements", "docs_requirements")
+    ).split():
         assert re.search(rf"^{re.split(r'[<>=]', word)[0]}==", text, re.M), word
 
 
@@ -72,18 +75,30 @@ def test_from_the_folder_above_a_clone_the_package_is_found_and_not_the_folder(t
         assert done.stdout.split() == [settings()["version"], str(clone / "sft_nb" / "__init__.py")], place
 
 
-def test_a_wheel_holds_every_module_and_the_weights(tmp_path):
-    "The files of the worlds too, and what they load."
+def test_a_wheel_holds_every_module_and_the_weights_and_the_book(tmp_path):
+    "The files of the worlds too, and what they load; the notebooks and the records, at most 12 MB in all."
     clone = tmp_path / "clone"
-    shutil.copytree(ROOT / "sft_nb", clone / "sft_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("sft_nb", "nbs", "results"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("setup.py", "settings.ini", "README.md"):
         shutil.copy(ROOT / name, clone / name)
     build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
     made = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    packed = {n for n in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if n.startswith("sft_nb/")}
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 12e6
+    held = zipfile.ZipFile(wheel)
+    packed = {n for n in held.namelist() if n.startswith("sft_nb/")}
     files = [p for p in (ROOT / "sft_nb").rglob("*") if p.suffix in (".py", ".safetensors", ".tsv")]
-    assert packed == {p.relative_to(ROOT).as_posix() for p in files} and "sft_nb/sources/pocket.py" in packed
+    book = {n for n in packed if n.startswith("sft_nb/notebooks/")}
+    assert packed - book == {p.relative_to(ROOT).as_posix() for p in files} and "sft_nb/sources/pocket.py" in packed
+    there = [p for name in ("nbs", "results") for p in (ROOT / name).rglob("*") if p.is_file()]
+    assert book == {
+        f"sft_nb/notebooks/{p.relative_to(ROOT).as_posix()}"
+        for p in there
+        if "/." not in p.relative_to(ROOT).as_posix()
+    }
+    assert not any(c.get("outputs") for n in book if n.endswith("ipynb") for c in json.loads(held.read(n))["cells"])
 
 
 @pytest.fixture
