@@ -9,6 +9,13 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: p.stem.split("_"))  # Z before ZA
 
+CHINESE = sorted((ROOT / "nbs" / "zh").glob("*.ipynb"))
+
+
+def called(path):
+    "02_freezing, or zh/00_tour: what to call it in the name of a test."
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
 
 def load(path):
     return json.loads(path.read_text(encoding="utf-8"))

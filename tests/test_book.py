@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from notebook import NOTEBOOKS, code_cells, load, source
+from notebook import CHINESE, NOTEBOOKS, called, code_cells, load, source
 from write_links import ELSEWHERE, written
 from write_teaching import pages
 
@@ -92,7 +92,7 @@ def test_every_mention_of_a_chapter_is_a_link(path):
         )
 
 
-@each
+@pytest.mark.parametrize("path", NOTEBOOKS + CHINESE, ids=called)
 def test_every_link_leads_somewhere(path):
     for text in [*markdown(path), *(t for _, t in shown(path))]:
         for target in re.findall(r"\]\(([^)\s]+)\)", text):

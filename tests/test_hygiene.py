@@ -7,10 +7,10 @@ import sys
 
 import pytest
 from conftest import ROOT
-from notebook import NOTEBOOKS, code_cells, load, source
+from notebook import CHINESE, NOTEBOOKS, called, code_cells, load, source
 
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
-each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+each = pytest.mark.parametrize("path", NOTEBOOKS + CHINESE, ids=called)
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 
 

@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "nbs"
 CELL, OPEN, BRING = "0e1a5000", "0e1a5001", "0e1a5002"  # their ids, in every notebook
 NO_SLIDE = dict(slide_type="skip")
+LINKS = {  # by the folder in nbs
+    "": "Open this notebook in [Colab]({colab}) or [Binder]({binder}), or read it as [a page]({page}).",
+    "zh": "在 [Colab]({colab}) 或 [Binder]({binder}) 里打开这个笔记本，或者读[网页版]({page})。",
+}
 ELSEWHERE = """from importlib.util import find_spec
 
 if not find_spec("sft_nb"):  # as on Colab; elsewhere this cell does nothing
@@ -42,7 +46,7 @@ def head(path: Path, book: Path = BOOK) -> list[nbformat.NotebookNode]:
     colab = f"https://colab.research.google.com/github/{named}/blob/{s['branch']}/{file}"
     binder = f"https://mybinder.org/v2/gh/{named}/{s['branch']}?urlpath=lab/tree/{file}"
     page = f"https://{s['user']}.github.io/{s['repo']}/{where.with_suffix('.html').as_posix()}"
-    links = f"Open this notebook in [Colab]({colab}) or [Binder]({binder}), or read it as [a page]({page})."
+    links = LINKS[where.parent.name].format(colab=colab, binder=binder, page=page)
     code = ELSEWHERE.format(package=f"git+https://github.com/{named}@{s['branch']}")
     folded = dict(jupyter=dict(source_hidden=True), slideshow=NO_SLIDE)
     bring = nbformat.v4.new_code_cell(code, id=BRING, metadata=folded)
