@@ -46,7 +46,7 @@ test: $(VENV)/built
 # A real browser in front of a real JupyterLab; needs Debian's chromium, or CHROMIUM=its path
 test-browser: $(VENV)/built
 	$(INSTALL) --quiet -e '.[dev,browser]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py tests/test_site.py
 
 # The pages: one for every notebook and every module. Once the extra is installed, without a network
 $(VENV)/docs: $(VENV)/built
