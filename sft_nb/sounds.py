@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATE', 'KINDS', 'WINDOW', 'HOP', 'WAYS', 'to_rows', 'lengths', 'to_waves', 'Sounds', 'read_wave', 'resampled',
-           'cut_to_speech', 'read_word', 'read_sounds', 'is_sounds', 'sounds_digest', 'mel_bank', 'spectrogram',
-           'LogMel', 'Recordings', 'split_recordings']
+           'cut_to_speech', 'read_word', 'read_sounds', 'is_sounds', 'sounds_digest', 'triangles', 'mel_bank',
+           'spectrogram', 'LogMel', 'Recordings', 'split_recordings']
 
 # %% ../nbs/ZP_sounds.ipynb #5d000004
 import hashlib
@@ -230,17 +230,24 @@ def sounds_digest(
 WINDOW, HOP = 256, _STEP  # Samples of a window, and from one to the next
 
 
+def triangles(
+    at: np.ndarray,  # Hz [bands + 2], growing: band k begins at at[k], has its top at at[k + 1] and ends at at[k + 2]
+    f: np.ndarray,  # Hz [F]
+) -> Tensor:  # float32 [bands, F]
+    "How much of each frequency goes into each band, 1 at its top."
+    up, down = (f - at[:-2, None]) / np.diff(at)[:-1, None], (at[2:, None] - f) / np.diff(at)[1:, None]
+    return torch.from_numpy(np.maximum(0, np.minimum(up, down))).float()
+
+
 @lru_cache(maxsize=8)
 def mel_bank(
     bands: int = 40,
     low: float = 60.0,  # Where the first band begins, in Hz; the last one ends at half of `RATE`
 ) -> Tensor:  # float32 [bands, WINDOW / 2 + 1]
-    "How much of each frequency goes into each band: triangles on the mel scale of HTK, each with its top at 1."
+    "Bands on the mel scale of HTK."
     mel = lambda f: 2595 * np.log10(1 + f / 700)
     at = 700 * (10 ** (np.linspace(mel(low), mel(RATE / 2), bands + 2) / 2595) - 1)
-    f = np.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    up, down = (f - at[:-2, None]) / np.diff(at)[:-1, None], (at[2:, None] - f) / np.diff(at)[1:, None]
-    return torch.from_numpy(np.maximum(0, np.minimum(up, down))).float()
+    return triangles(at, np.linspace(0, RATE / 2, WINDOW // 2 + 1))
 
 
 def spectrogram(

@@ -21,6 +21,7 @@ FLOORS = {
         "sources.corpora",
         "sources.speech",
         "sources.spoken",
+        "sources.resemblyzer",
         "sequences",
         "synthesis",
         "features",
