@@ -1,12 +1,13 @@
 # make lab    open the tour in JupyterLab         make test   run every notebook and every test
 # make test-browser   the notebooks in JupyterLab in a real browser
+# make tools  chapter 20 on TensorFlow, and its tests with ONNX
 # make check  exported, clean, formatted          make clean  remove the environment
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lab test test-browser check clean
+.PHONY: lab test test-browser tools check clean
 .DEFAULT_GOAL := lab
 
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -46,6 +47,12 @@ test: $(VENV)/built
 test-browser: $(VENV)/built
 	$(INSTALL) --quiet -e '.[dev,browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py
+
+# TensorFlow and ONNX are half a GB to fetch, and only one chapter needs them: so they are no part of what `make lab` installs
+tools: $(VENV)/built
+	$(INSTALL) --quiet -e '.[dev,onnx,tensorflow]'
+	KERAS_BACKEND=tensorflow $(BIN)/python tests/run_notebooks.py 20_tools
+	KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m tools tests/test_exports.py
 
 check: $(VENV)/built
 	$(BIN)/python tests/check_clean.py
