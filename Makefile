@@ -52,7 +52,7 @@ test-browser: $(VENV)/built
 tools: $(VENV)/built
 	$(INSTALL) --quiet -e '.[dev,onnx,tensorflow]'
 	KERAS_BACKEND=tensorflow $(BIN)/python tests/run_notebooks.py 20_tools
-	KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m tools tests/test_exports.py
+	KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/test_exports.py
 
 check: $(VENV)/built
 	$(BIN)/python tests/check_clean.py
