@@ -134,8 +134,8 @@ def figures(run, want):
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__)
-    for name, px, n, size in QUICK if args.quick else CASES:
+    args = arguments(__doc__, only="")  # a network of CASES
+    for name, px, n, size in QUICK if args.quick else [c for c in CASES if args.only in c[0]]:
         net = network(name, px)
         x = torch.rand(n, 3, px, px) + 0.3 * torch.rand(10, 3, 1, 1)[torch.arange(n) % 10]
         batches = [(b, torch.arange(len(b)) % 10) for b in x.split(size)]
