@@ -94,7 +94,7 @@ def one_fit(network: str, way: str, batch: int) -> None:
 
 
 def fit() -> None:
-    for network, batch in (("efficientnet_lite0", 16), ("resnet50", 8)):
+    for network, batch in (("efficientnet_lite0", 16), ("resnet50", 8), ("swin_t", 8)):
         for way in ("last_block", "bitfit", "lora", "full"):
             subprocess.run([sys.executable, __file__, "one", network, way, str(batch)], check=True)
 
