@@ -189,7 +189,7 @@ def test_every_strategy_in_one_call_and_nothing_moves(pocket):
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(t, theta[n]) for n, t in pre.backbone.state_dict().items())
     of = {b.strategy: b for b in found}
-    assert of["linear_probing"].memory < of["last_block"].memory < of["bn_only"].memory < of["full"].memory
+    assert of["linear_probing"].kept < of["last_block"].kept < of["bn_only"].kept < of["full"].kept
     assert of["bn_only"].trained < 0.01 * of["full"].trained and of["bn_only"].kept > 0.9 * of["full"].kept
     assert of["lp_ft"].flops == of["full"].flops + of["linear_probing"].flops  # features once, then steps
 
