@@ -37,8 +37,8 @@ $(VENV)/built: settings.ini setup.py constraints.txt
 lab: $(VENV)/built
 	$(BIN)/jupyter lab --config=lab_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Two notebooks, then two tests at a time: all of it may take 20 minutes on two cores. Tests that start several processes
-# are a group, which one worker runs, so that they do not wait for each other's
+# Two notebooks, then two tests at a time: all of it may take 20 minutes on two cores. One worker runs a whole group: tests that
+# start several processes do not wait for each other's, and what others share (a library, weights, photographs) is loaded once
 test: $(VENV)/built
 	$(BIN)/python tests/run_notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
@@ -46,7 +46,7 @@ test: $(VENV)/built
 # A real browser in front of a real JupyterLab; needs Debian's chromium, or CHROMIUM=its path
 test-browser: $(VENV)/built
 	$(INSTALL) --quiet -e '.[dev,browser]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -s -m browser tests/test_browser.py tests/test_site.py
 
 # The pages: one for every notebook and every module. Once the extra is installed, without a network
 $(VENV)/docs: $(VENV)/built

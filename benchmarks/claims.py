@@ -79,7 +79,7 @@ def forecasts() -> str:
     return (
         f"`sft_nb sweep --forecast` held against what runs really took: off by {at_once} in the median of {len(off[True])} "
         f"runs that followed their forecast at once, by {old} in the median of {len(off[False])} old records of `results/`, "
-        "made at other hours (`benchmarks/cost.py forecast`, [chapter 15](nbs/15_cost.ipynb))."
+        "made beside other work (`benchmarks/cost.py forecast`, [chapter 15](nbs/15_cost.ipynb))."
     )
 
 

@@ -53,6 +53,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message}: see {self.prog} --help")
 
+# %% ../nbs/H_cli.ipynb #15c1c000
+def _cost_options(p):
+    p.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
+    p.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
+    p.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
+    p.add_argument("--examples", type=int, default=500, help="how many are labelled (default 500)")
+    p.add_argument("--classes", type=int, default=10, help="of how many kinds, where there is no task (default 10)")
+    p.add_argument("--epochs", type=int, default=10, help="passes over them (default 10)")
+    p.add_argument("--batch-size", type=int, default=32, help="examples in a step (default 32)")
+    p.add_argument("--rows", type=int, help="how many are tried; fewer are quicker (default a batch)")
+
 # %% ../nbs/H_cli.ipynb #12c0de7b
 def _run_options(one, many):
     "What is asked of runs beside their Config."
@@ -62,18 +73,6 @@ def _run_options(one, many):
     for p in (one, many):
         p.add_argument("--keep", help="a folder: features and checkpoints are kept there, and found after a restart")
         p.add_argument("--every", type=int, default=50, help="steps between two checkpoints (default 50)")
-
-
-def _cost_options(price):
-    "What is asked of a bill."
-    price.add_argument("--pretrained", required=True, metavar="NETWORK", help="a network's name, or a folder of it")
-    price.add_argument("--task", help="whose rows are tried; without it, rows as the network reads them")
-    price.add_argument("--strategy", nargs="+", default=(), help="which; without it, all that fit the network")
-    numbers = dict(examples=(500, "labelled ones"), classes=(10, "without a task"), epochs=(10, "passes over them"))
-    numbers |= dict(batch_size=(32, "examples in a step"), rows=(None, "how many are tried; fewer are quicker"))
-    for name, (default, what) in numbers.items():
-        told = "the batch" if default is None else default
-        price.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{what} (default {told})")
 
 # %% ../nbs/H_cli.ipynb #12c0de71
 def _parser(

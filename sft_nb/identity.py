@@ -10,6 +10,7 @@ import dis
 import platform
 import random
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -135,6 +136,8 @@ def _inside(look, at, x):
         return _several(look, at, [("function", x.__func__), ("self", x.__self__)])
     if isinstance(x, partial):
         return "partial: " + _several(look, at, [("function", x.func), ("args", x.args), ("keywords", x.keywords)])
+    if isinstance(x, weakref.ref):  # an LSTM keeps some to its own weights
+        return _several(look, at, [("to", x())])
     if isinstance(x, ModuleType):  # what is used of a module of one's own, `_global` looks up
         return f"module {x.__name__} {_library(x.__name__)}".strip()
     if isinstance(x, type):

@@ -215,6 +215,13 @@ def _nearby():
     return [str(p) for p in here if p.is_dir() or p.suffix.casefold() == ".zip"]
 
 # %% ../nbs/08_pictures.ipynb #16c0de65
+def _either(b, upload):
+    "The folder's name, or a zip: who gives one takes the other away."
+    b.upload = upload
+    upload.observe(lambda change: setattr(b.folder, "value", "") if upload.value else None, "value")
+    b.folder.observe(lambda change: setattr(upload, "value", ()) if b.folder.value else None, "value")
+
+
 class OwnPictures(OwnPanel):
     "From a folder, or a zip, of your own pictures to a certified head, its report, a file, and names for new pictures."
 
@@ -230,11 +237,10 @@ class OwnPictures(OwnPanel):
         upload = W.FileUpload(accept=".zip", description="or a zip")
         new = W.FileUpload(accept="image/*", description="A new picture", layout=W.Layout(width="auto"))
         b = Board(root, _nearby, "folder or zip", _HINT, network, new, upload)
-        b.upload, b.picture = upload, new
+        b.picture = new
+        _either(b, upload)
         super().__init__(b, _learn, load_pictures)
         new.observe(lambda change: self.do(_name) if new.value else None, "value")
-        upload.observe(lambda change: setattr(b.folder, "value", "") if upload.value else None, "value")
-        b.folder.observe(lambda change: setattr(upload, "value", ()) if b.folder.value else None, "value")
 
 # %% ../nbs/08_pictures.ipynb #16c0de66
 def _content(upload):
@@ -243,20 +249,20 @@ def _content(upload):
     return f["name"], bytes(f["content"])
 
 
-def _learn(own, b):
+def _learn(own, b, learn=learn_pictures, about=_report, called="pictures"):
     b.report.value = b.named.value = ""  # what stands there is about something else
     if not b.upload.value and not b.folder.value.strip():
-        return "name a folder that holds a sub-folder of pictures for each class, or upload a zip of one"
+        return f"name a folder that holds a sub-folder of {called} for each class, or upload a zip of one"
     name, root = (
         _content(b.upload) if b.upload.value else (Path(b.folder.value.strip()).name, Path(b.folder.value.strip()))
     )
     try:
-        own.learned = learn_pictures(root, b.pretrained.value)
+        own.learned = learn(root, b.pretrained.value)
     except Exception as e:
         b.upload.value = ()
         before = f" (What was learned before is still here: {', '.join(own.learned.classes)}.)" if own.learned else ""
         raise ValueError(sentence(e) + before) from e
-    b.report.value = _report(own.learned)
+    b.report.value = about(own.learned)
     return f"learned {', '.join(own.learned.classes)} from {name}"
 
 # %% ../nbs/08_pictures.ipynb #16c0de69

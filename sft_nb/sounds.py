@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATE', 'KINDS', 'WINDOW', 'HOP', 'WAYS', 'to_rows', 'lengths', 'to_waves', 'Sounds', 'read_wave', 'resampled',
-           'cut_to_speech', 'read_word', 'read_sounds', 'is_sounds', 'sounds_digest', 'mel_bank', 'spectrogram',
-           'LogMel', 'Recordings', 'split_recordings']
+           'cut_to_speech', 'read_word', 'read_sounds', 'is_sounds', 'sounds_digest', 'triangles', 'mel_bank',
+           'spectrogram', 'LogMel', 'Recordings', 'split_recordings']
 
 # %% ../nbs/ZP_sounds.ipynb #5d000004
 import hashlib
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,12 +78,12 @@ class Sounds(Examples):
 KINDS = (".wav", ".flac")  # What a file of sound ends in
 
 
-def _flac(path):
+def _flac(file, name):
     try:
         import soundfile
     except ImportError:
-        raise ValueError(f"{path.name} is FLAC: pip install soundfile, or save it as WAV") from None
-    x, rate = soundfile.read(path, dtype="float32")
+        raise ValueError(f"{name} is FLAC: pip install soundfile, or save it as WAV") from None
+    x, rate = soundfile.read(file, dtype="float32")
     return rate, x
 
 
@@ -96,24 +97,25 @@ def _floats(x):
 
 # %% ../nbs/ZP_sounds.ipynb #5d00000e
 def read_wave(
-    path: Path | str,  # WAV, or FLAC where `soundfile` is installed
+    path: Path | str | bytes,  # A file, or what is in it: WAV, or FLAC where `soundfile` is installed
 ) -> tuple[np.ndarray, int]:  # float32 [N] in [-1, 1], the channels averaged; and samples a second
     "A file of sound; ValueError in one sentence where it is none."
-    path = as_path(path)
+    name, file = ("it", io.BytesIO(path)) if isinstance(path, bytes) else (as_path(path).name, as_path(path))
+    is_flac = path[:4] == b"fLaC" if isinstance(path, bytes) else file.suffix.casefold() == ".flac"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of chunks that hold a title or a cover
-            rate, x = _flac(path) if path.suffix.casefold() == ".flac" else wavfile.read(path)
+            rate, x = _flac(file, name) if is_flac else wavfile.read(file)
     except OSError:
         raise
     except Exception as e:  # a damaged file fails in many ways
-        if str(e).startswith(path.name):
+        if str(e).startswith(f"{name} is FLAC"):
             raise
-        raise ValueError(f"{path.name} is no sound that can be read ({e}): save it as WAV, PCM") from e
+        raise ValueError(f"{name} is no sound that can be read ({e}): save it as WAV, PCM") from e
     x = _floats(np.asarray(x))
     x = x.mean(1) if x.ndim == 2 else x
     if not len(x) or not np.isfinite(x).all() or rate < 1:
-        raise ValueError(f"{path.name} holds {'no sound' if not len(x) else 'numbers that are none'}: record it again")
+        raise ValueError(f"{name} holds {'no sound' if not len(x) else 'numbers that are none'}: record it again")
     return x, rate
 
 
@@ -171,15 +173,14 @@ def _recordings(folder):
 
 
 def read_word(
-    path: Path | str,  # As for `read_wave`
+    path: Path | str | bytes,  # As for `read_wave`
 ) -> np.ndarray:  # float32 [N] at `RATE`, cut to the speech
     "A recording of one word; ValueError with the file's name in it."
-    path = as_path(path)
     x, rate = read_wave(path)
     try:
         return cut_to_speech(resampled(x, rate))
     except ValueError as e:
-        raise ValueError(f"{path.name} {e}") from None
+        raise ValueError(f"{'it' if isinstance(path, bytes) else as_path(path).name} {e}") from None
 
 # %% ../nbs/ZP_sounds.ipynb #5d000016
 def read_sounds(
@@ -230,17 +231,24 @@ def sounds_digest(
 WINDOW, HOP = 256, _STEP  # Samples of a window, and from one to the next
 
 
+def triangles(
+    at: np.ndarray,  # Hz [bands + 2], growing: band k begins at at[k], has its top at at[k + 1] and ends at at[k + 2]
+    f: np.ndarray,  # Hz [F]
+) -> Tensor:  # float32 [bands, F]
+    "How much of each frequency goes into each band, 1 at its top."
+    up, down = (f - at[:-2, None]) / np.diff(at)[:-1, None], (at[2:, None] - f) / np.diff(at)[1:, None]
+    return torch.from_numpy(np.maximum(0, np.minimum(up, down))).float()
+
+
 @lru_cache(maxsize=8)
 def mel_bank(
     bands: int = 40,
     low: float = 60.0,  # Where the first band begins, in Hz; the last one ends at half of `RATE`
 ) -> Tensor:  # float32 [bands, WINDOW / 2 + 1]
-    "How much of each frequency goes into each band: triangles on the mel scale of HTK, each with its top at 1."
+    "Bands on the mel scale of HTK."
     mel = lambda f: 2595 * np.log10(1 + f / 700)
     at = 700 * (10 ** (np.linspace(mel(low), mel(RATE / 2), bands + 2) / 2595) - 1)
-    f = np.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    up, down = (f - at[:-2, None]) / np.diff(at)[:-1, None], (at[2:, None] - f) / np.diff(at)[1:, None]
-    return torch.from_numpy(np.maximum(0, np.minimum(up, down))).float()
+    return triangles(at, np.linspace(0, RATE / 2, WINDOW // 2 + 1))
 
 
 def spectrogram(

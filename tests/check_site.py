@@ -30,10 +30,8 @@ class Page(HTMLParser):
             self.loads.append(link)
         if tag == "script" and attrs.get("type", "").startswith("application/vnd.jupyter.widget"):
             self.wrong.append("a widget, which says nothing without its kernel")
-        words_beside = (
-            attrs.get("src", "").startswith("data:") and "alt" in attrs
-        )  # of the panels, which name it in words
-        if tag == "img" and not attrs.get("alt", "").strip() and not words_beside:
+        in_a_panel = attrs.get("src", "").startswith("data:") and "alt" in attrs  # whose words stand beside it
+        if tag == "img" and not attrs.get("alt", "").strip() and not in_a_panel:
             self.wrong.append(f"a picture without a sentence: {attrs.get('src', '')[:60]}")
 
 

@@ -21,6 +21,7 @@ FLOORS = {
         "sources.corpora",
         "sources.speech",
         "sources.spoken",
+        "sources.resemblyzer",
         "sequences",
         "synthesis",
         "features",
@@ -37,9 +38,9 @@ FLOORS = {
     12: ["widgets", "sessions", "cli"],
     13: ["controls", "panels"],
     14: ["dashboard", "pictures"],
-    15: ["own_texts"],
+    15: ["own_texts", "own_sounds"],
 }
-VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts", "panels"}  # what knows ipywidgets
+VIEWS = {"widgets", "controls", "dashboard", "pictures", "own_texts", "own_sounds", "panels"}  # what knows ipywidgets
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 OPTIONAL = {
     "sources.vision": {"pillow_heif"},

@@ -14,13 +14,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
+from scipy.signal import resample_poly
 
 from sft_nb.data import load_split
 from sft_nb.records import Config, known_names
+from sft_nb.sounds import RATE, to_waves
 from sft_nb.sources import text
 from sft_nb.sources.lite import is_here
+from sft_nb.sources.speech import made_digits
 from sft_nb.texts import to_texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -515,3 +520,61 @@ def test_without_a_front_end_a_widget_is_its_still_picture():
     stills = [d for d in outputs if "Controls and buttons" in d.get("text/plain", "") and "image/png" in d]
     assert stills and html.count("data:image/png;base64,") >= len(stills)
     assert not [d for d in stills if "image/svg+xml" in d]
+
+
+def spoken(rate=48_000):
+    "Words by one voice out of the table, and one of them in a file that the microphone will hear."
+    r = made_digits(noise=(30, 45))
+    of = lambda word, take: to_waves(r.x[(r.word == word) & (r.who == 3) & (r.take == take)][0])[0].numpy()
+    return lambda word, take: resample_poly(
+        np.concatenate([np.zeros(2400), of(word, take), np.zeros(2400)]), rate, RATE
+    )
+
+
+# The player's own figures, half a second after it began
+PLAYS = """e => new Promise(done => { e.muted = false; e.play().then(() => setTimeout(() =>
+  done([e.duration, e.currentTime, e.error && e.error.message]), 400), x => done([x.message])) })"""
+
+
+def test_a_word_is_spoken_named_and_played(lab, place, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium, or set CHROMIUM to its path")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -c constraints.txt -e '.[browser]'")
+    word = spoken()
+    for name, k in (("one", 1), ("seven", 7), ("zero", 0)):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for take in range(6):
+            wavfile.write(tmp_path / "mine" / name / f"{take}.wav", 48_000, word(k, take).astype(np.float32))
+    said = np.concatenate([word(7, 12), np.zeros(48_000 * 2)])  # once in three seconds, over and over
+    wavfile.write(tmp_path / "mic.wav", 48_000, (said * 2**15).astype(np.int16))
+    microphone = f"--use-fake-device-for-media-stream --use-file-for-fake-audio-capture={tmp_path / 'mic.wav'}"
+    flags = [
+        *FLAGS,
+        *microphone.split(),
+        "--use-fake-ui-for-media-stream",
+        "--autoplay-policy=no-user-gesture-required",
+    ]
+    notebook(place, "own_sounds.ipynb", "from sft_nb.own_sounds import OwnSounds\nOwnSounds()")
+    with sync_api.sync_playwright() as p:
+        chrome = p.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = opened(chrome, lab, "own_sounds.ipynb")
+        assert not errors(run_all(page, lab, "own_sounds.ipynb"))
+        own = shown(page, OWN)
+        press(page, own, "Record a word")
+        own.locator("text=nothing is learned yet").first.wait_for(timeout=20_000)
+        own.locator("input").first.fill(str(tmp_path / "mine"))
+        own.locator("input").first.press("Enter")
+        press(page, own, "Learn")
+        own.locator("text=learned one, seven, zero").first.wait_for(timeout=120_000)
+        press(page, own, "Record a word")
+        own.locator("text=this sounds like seven").first.wait_for(timeout=30_000)
+        duration, at, wrong = own.locator("audio").last.evaluate(PLAYS)
+        assert 0.2 < duration < 1.2 and 0.1 < at <= duration and wrong is None
+        assert own.locator('img[alt="bands over time"]').first.bounding_box()["width"] > 300
+        page.screenshot(path=tmp_path / "spoken.png", full_page=True)
+        own.locator('input[type="file"]').last.set_input_files(tmp_path / "mine" / "zero" / "3.wav")
+        own.locator("text=this sounds like zero").first.wait_for(timeout=30_000)
+        looked_at(page, tmp_path, own_sounds=OWN)
+        own.locator('input[type="file"]').last.set_input_files(ROOT / "settings.ini")
+        own.locator("text=Unable to decode audio data").first.wait_for(timeout=20_000)
+        chrome.close()

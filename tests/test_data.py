@@ -6,8 +6,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import tarfile
 import time
 import warnings
@@ -20,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sft_nb import world
 from sft_nb.albums import content_digest, count_pictures, unpack_pictures
 from sft_nb.core import SIZES
 from sft_nb.data import Images, Loader, Split, few_shot, jitter, load_split, shuffled, to_float
@@ -486,32 +484,26 @@ def test_jitter_refuses_features_and_negative_shifts():
 
 # The pocket world ----------------------------------------------------------------------------------------------------
 
-HASHES = """
-import hashlib, os, warnings
-warnings.simplefilter("ignore")
-import torch
-from sft_nb import world
-from sft_nb.data import load_split
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-splits = [load_split("digits_wild"), load_split("digits")]
-sets = [(p.x, p.y) for s in splits for p in (s.train, s.valid, s.test)]
-sets += [draw(400, 0) for draw in (world.near, world.hue, world.grating)]
-x, y = world.source(400, 0)
-for x, y in [*sets, *((x, y[k]) for k in y)]:
-    print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
-"""
+
+def drawn_anew(threads):
+    "Hashes of the pocket world's sets, drawn by so many threads."
+    torch.set_num_threads(threads)
+    for kept in (pocket._drawn, world.templates):
+        kept.cache_clear()
+    sets = [(p.x, p.y) for s in map(load_split, ("digits_wild", "digits")) for p in (s.train, s.valid, s.test)]
+    sets += [draw(400, 0) for draw in (world.near, world.hue, world.grating)]
+    x, y = world.source(400, 0)
+    return [
+        hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+        for x, y in (*sets, *((x, y[k]) for k in y))
+    ]
 
 
 def test_the_same_pictures_on_one_thread_and_on_two():
-    run = lambda threads: subprocess.run(
-        [sys.executable, "-c", HASHES],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env=os.environ | dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE"),
-    ).stdout.split()
-    one, two = run(1), run(2)
+    try:
+        two = drawn_anew(2)
+    finally:
+        one = drawn_anew(1)  # what the tests behind this one find
     assert one == two and len(set(one)) == 12
 
 

@@ -275,3 +275,14 @@ def test_an_edited_network_or_augmentation_gives_no_stale_features():
     of = lambda cell: key_parts(PHI, Loader(DS, 8, augment=made(cell)), views=2)
     assert of(cell) == of(cell)
     assert differs(of(cell), of(cell.replace("2", "3"))) == "augment: constants: was None; 2, now None; 3"
+
+
+def test_a_network_that_keeps_references_to_its_own_weights_is_told():
+    "An LSTM does: two with equal weights are the same, and a weight that moved is seen."
+    nets = [torch.nn.LSTM(3, 4) for _ in range(3)]
+    for net in nets[:2]:
+        net.load_state_dict(nets[2].state_dict())
+    with torch.no_grad():
+        nets[1].weight_hh_l0[0, 0] += 1
+    same, other = (differs(identity(nets[2]), identity(n)) for n in nets[:2])
+    assert same == "" and "weight" in other

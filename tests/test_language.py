@@ -41,6 +41,8 @@ from sft_nb.strategies import built, run_phases, scaled, strategy
 from sft_nb.texts import to_rows
 from sft_nb.understanding import report
 
+pytestmark = pytest.mark.xdist_group("texts")  # what they share is loaded once, by one worker
+
 
 @pytest.fixture(scope="module")
 def pre():

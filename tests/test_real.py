@@ -31,6 +31,8 @@ from sft_nb.sources import clothing
 from sft_nb.sources.lite import LITE, architecture, weights_file
 from sft_nb.strategies import run_phases, strategy
 
+pytestmark = pytest.mark.xdist_group("photographs")  # what they share is loaded once, by one worker
+
 # the network
 
 

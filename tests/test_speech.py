@@ -47,6 +47,8 @@ from sft_nb.sources import speech, spoken
 from sft_nb.strategies import STRATEGIES, run_phases, scaled, strategy
 from sft_nb.synthesis import ADAPT, Talker, cepstra, griffin_lim, mcd, pictures, say_all, teach
 
+pytestmark = pytest.mark.xdist_group("sounds")  # what they share is loaded once, by one worker
+
 MADE = speech.made_digits()
 RNG = np.random.default_rng(0)
 

@@ -14,6 +14,8 @@ from sft_nb.sources import text
 from sft_nb.tagging import count_names, read_conll, split_tagged, tags_of, true_tags, word_features
 from sft_nb.texts import Texts, read_texts
 
+pytestmark = pytest.mark.xdist_group("texts")  # what they share is loaded once, by one worker
+
 
 class Short(nn.Module):
     "Reads words, each a piece, and no more than three of a text."

@@ -19,6 +19,8 @@ from sft_nb.sources import text
 from sft_nb.tagging import count_names, tags_of, true_tags, word_features
 from sft_nb.texts import to_texts
 
+pytestmark = pytest.mark.xdist_group("texts")  # what they share is loaded once, by one worker
+
 SEEDS = range(3)
 TURNED = re.compile(r"\b(nothing|hardly anyone|far from|by no means|wrong to)\b")
 

@@ -33,6 +33,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers = pytest.importorskip("transformers", reason="the extra `text`")
 
+pytestmark = pytest.mark.xdist_group("texts")  # what they share is loaded once, by one worker
+
 WORDS = "the a film food was is good bad cold warm waiter actor not very".split()
 SHAPE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.2)
 TEXTS = ["the film was good", "cold", "the waiter was not very warm but the food is good and the actor bad", "a a a"]

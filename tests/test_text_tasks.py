@@ -29,6 +29,8 @@ from sft_nb.models import load_pretrained
 from sft_nb.sources import corpora, sentences
 from sft_nb.texts import Texts, to_texts
 
+pytestmark = pytest.mark.xdist_group("texts")  # what they share is loaded once, by one worker
+
 CHART_SHA = "4eca64df3536da2d"  # Of the sorted names, with Python 3.10, 3.11, 3.12 and 3.13 alike
 MADE = sentences.tasks()
 FETCHED = corpora.tasks()
