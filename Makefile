@@ -1,13 +1,14 @@
 # make lab    open the tour in JupyterLab         make test   run every notebook and every test
 # make test-browser   the notebooks in JupyterLab in a real browser
 # make docs   the pages, in _docs/html            make slides the tour as slides, in _docs/html/slides
+# make tools  chapter 20 on TensorFlow, and its tests with ONNX
 # make check  exported, clean, formatted          make clean  remove the environment and the pages
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lab test test-browser docs slides check clean
+.PHONY: lab test test-browser tools docs slides check clean
 .DEFAULT_GOAL := lab
 
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -60,6 +61,12 @@ docs: $(VENV)/docs slides
 
 slides: $(VENV)/docs
 	$(BIN)/python docs/slides.py
+
+# TensorFlow and ONNX are half a GB to fetch, and only one chapter needs them: so they are no part of what `make lab` installs
+tools: $(VENV)/built
+	$(INSTALL) --quiet -e '.[dev,onnx,tensorflow]'
+	KERAS_BACKEND=tensorflow $(BIN)/python tests/run_notebooks.py 20_tools
+	KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/test_exports.py
 
 check: $(VENV)/built
 	$(BIN)/python tests/check_clean.py

@@ -12,6 +12,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+EXTRAS = "dev", "text", "fast", "keras", "onnx", "tensorflow", "browser", "docs"
 
 
 class WithTheBook(build_py):
@@ -51,7 +52,7 @@ setup(
     package_data={"sft_nb": ["weights/*.safetensors", "*.tsv", "sources/*.tsv"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "text", "fast", "browser", "docs")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
         "console_scripts": ["sft_nb=sft_nb.cli:main"],

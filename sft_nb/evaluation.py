@@ -8,10 +8,11 @@ __all__ = ['predict', 'accuracy', 'interval', 'Score', 'Ledger', 'Paired', 'pair
 
 # %% ../nbs/05_evaluation.ipynb #3d21a1dd
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,8 @@ def _logits_of(out):
     "The logits in what a model returned: a tensor, an object with `logits`, or a tuple that begins with them."
     out = out["logits"] if isinstance(out, dict) and "logits" in out else getattr(out, "logits", out)
     out = out[0] if isinstance(out, list | tuple) and out else out
+    if not isinstance(out, Tensor) and hasattr(out, "__array__"):
+        out = torch.from_numpy(np.array(out))
     if not isinstance(out, Tensor):
         raise ValueError(
             f"the model returned a {type(out).__name__}: predict needs logits [B, C], or an output with .logits"
@@ -68,17 +71,22 @@ def _logits_of(out):
 
 # %% ../nbs/05_evaluation.ipynb #51e22230
 def predict(
-    model: nn.Module,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`
+    model: Callable,  # Gives logits [B, C], alone, first in a tuple, or as `.logits`: a network, or any function of a batch
     dl: Iterable[tuple[Tensor, Tensor]],  # Batches, in a fixed order; they go where the model's parameters are
 ) -> tuple[Tensor, Tensor]:  # Logits float32 [N, C] and labels [N], on the CPU; of all rows in every process
-    "The model's logits in eval mode; every module's mode is left as it was found."
-    modes, out = [(m, m.training) for m in model.modules()], []
+    """The model's logits in eval mode; every module's mode is left as it was found.
+
+    What is no torch network, such as a Keras model on TensorFlow, is called as it is and read as an array."""
+    if not callable(model):
+        raise ValueError(f"predict needs a network or a function of a batch; got a {type(model).__name__}")
+    net = model if isinstance(model, nn.Module) else nn.Identity()
+    modes, out = [(m, m.training) for m in net.modules()], []
     batches, counts = my_batches(dl)
-    at = next((p for p in model.parameters() if p.is_floating_point()), None)
+    at = next((p for p in net.parameters() if p.is_floating_point()), None)
     there = lambda x: x if at is None else x.to(at.device, at.dtype if x.is_floating_point() else None)
     judged = getattr(model, "judged", lambda x, y: (model(x), y))  # a language model judges whole answers
     try:
-        model.eval()
+        net.eval()
         with torch.no_grad(), my_rng():
             for batch in batches:
                 if not isinstance(batch, list | tuple) or len(batch) != 2:

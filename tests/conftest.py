@@ -28,6 +28,7 @@ def pytest_configure(config):
         "gpu: needs a GPU",
         "net: needs a network",
         "browser: needs a browser",
+        "tools: needs TensorFlow and ONNX",
     ):
         config.addinivalue_line("markers", marker)
     for rule in (
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("-m"):
         return
     for item in items:
-        for marker in ("slow", "gpu", "net", "browser"):
+        for marker in ("slow", "gpu", "net", "browser", "tools"):
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"run with -m {marker}"))
 

@@ -29,7 +29,7 @@ FLOORS = {
         "evaluation",
         "peft",
     ],
-    6: ["probing", "cache", "blocks", "deltas", "sources.clothing", "tagging", "adapters", "language"],
+    6: ["probing", "cache", "blocks", "deltas", "exports", "sources.clothing", "tagging", "adapters", "language"],
     7: ["maps", "starts", "sources.text", "sources.sentences", "sources.language"],
     8: ["strategies", "transferability", "understanding", "sources.smollm", "sources.causal"],
     9: ["resume", "rates", "records", "choosing", "landscape", "cost"],
@@ -48,6 +48,7 @@ OPTIONAL = {
     "ways": {"onnxruntime", "openvino"},
     "sources.text": {"transformers", "tokenizers", "huggingface_hub"},
     "sources.causal": {"tokenizers"},
+    "exports": {"keras"},
 }  # taken where it is installed, and never needed
 PATHS = {".".join(p.relative_to(ROOT / "sft_nb").with_suffix("").parts): p for p in (ROOT / "sft_nb").rglob("*.py")}
 MODULES = sorted(m for m in PATHS if m.split(".")[-1] not in ("__init__", "_modidx"))

@@ -25,6 +25,7 @@ OPTIONAL = {
     "huggingface_hub",
     "peft",
     "soundfile",
+    "keras",
 }  # used where it is installed, and not missed where it is not
 
 
@@ -50,9 +51,8 @@ def test_a_plain_installation_brings_whatever_a_notebook_imports():
 
 def test_every_requirement_is_pinned():
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    for word in " ".join(
-        settings()[k] for k in ("requirements", "dev_requirements", "browser_requirements", "docs_requirements")
-    ).split():
+    names = "dev", "onnx", "tensorflow", "browser", "docs"
+    for word in " ".join(settings()[k] for k in ("requirements", *(f"{name}_requirements" for name in names))).split():
         assert re.search(rf"^{re.split(r'[<>=]', word)[0]}==", text, re.M), word
 
 
