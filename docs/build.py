@@ -42,10 +42,13 @@ def page(path: Path) -> dict:
     "A notebook for Sphinx: each picture with its cell's sentence, which is not shown a second time as a comment."
     nb = json.loads(path.read_text(encoding="utf-8"))
     nb["cells"] = [c for c in nb["cells"] if c["id"] != BRING]
+    headings = {c["id"]: re.findall(r"^#+ (.+)$", "".join(c["source"]), re.M) for c in nb["cells"]}
     for cell in nb["cells"]:
         text = "".join(cell["source"])
         if cell["id"] == OPEN:
-            cell["source"] = re.sub(r", or read it as .*", ".", text)
+            cell["source"] = re.sub(r"(, or read it as |，或者读).*([.。])$", r"\2", text)
+        elif cell["cell_type"] == "markdown":  # JupyterLab finds cells, and of headings only those in ASCII
+            cell["source"] = re.sub(r"\(#cell-id=(\w+)\)", lambda m: f"(#{anchor(headings[m[1]][-1])})", text)
         if cell["cell_type"] == "code":
             if alt := re.search(r"^#\| fig-alt: (.+)$", text, re.M):
                 cell["metadata"]["mystnb"] = dict(image=dict(alt=alt[1]))
@@ -123,6 +126,7 @@ def lay_out() -> None:
             if path == ROOT / "nbs" / "index.ipynb":
                 lists = [contents([f"{t} <{n}>" for t, n in rows], name) for name, rows in sections()]
                 lists.append(contents(["teaching", "questions"], "For teachers"))
+                lists.append(contents([f"zh/{p.stem}" for p in sorted(path.parent.glob("zh/*.ipynb"))], "中文"))
                 lists.append(contents(["api/index"], "The package"))
                 nb["cells"].append(dict(cell_type="markdown", id="c0ffee00", metadata={}, source="\n".join(lists)))
             put(to, json.dumps(nb, ensure_ascii=False))

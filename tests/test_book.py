@@ -78,9 +78,10 @@ MENTION = re.compile(
 
 
 def anchors(path):
-    "What a link behind # may name: JupyterLab's way to write a heading."
+    "What a link behind # may name: JupyterLab's way to write a heading, or a cell."
     text = "\n".join(markdown(path))
-    return {h.strip().replace(" ", "-").replace("`", "") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    headings = {h.strip().replace(" ", "-").replace("`", "") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    return headings | {f"cell-id={c['id']}" for c in load(path)["cells"]}
 
 
 @each

@@ -193,6 +193,9 @@ def test_it_is_chinese_and_its_bold_is_bold(path):
         plain = words(text)
         assert not (m := re.search(r"(?:\b[a-z]{2,}\b[ ,.;:]+){6,}", plain)), f"not translated: {m[0]!r}"
         assert not re.search(r"[\u4e00-\u9fff] ?[,;:?!]( |$)", plain, re.M), f"a mark of another script: {plain[:80]!r}"
+        assert not (m := re.search(r"(?<!\*)\*[^*\n]*[\u4e00-\u9fff][^*\n]*\*(?!\*)", plain)), (
+            f"Chinese is not slanted: {m[0]!r}"
+        )
         assert not (bad := stars(text)), f"a reader sees stars: {bad}; put the mark behind them"
 
 
