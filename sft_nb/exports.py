@@ -68,7 +68,7 @@ def _mean(make, x, size):
 def _flatten(make, x, start=1, end=-1):
     return make("Flatten")(make("Permute", dims=(3, 1, 2))(x) if len(x.shape) == 4 else x)  # in torch's order
 
-
+# %% ../nbs/20_tools.ipynb #2070002a
 def _pad(make, x, pad, mode="constant", value=None):
     if mode != "constant" or value or len(pad) != 4:
         raise ValueError(f"a padding by {mode} {value or 0} on {len(pad)} sides has no layer in Keras: use to_onnx")

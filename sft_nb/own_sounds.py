@@ -108,7 +108,7 @@ const record = async () => {
 };
 """
 
-
+# %% ../nbs/ZZD_own_sounds.ipynb #6700001e
 def _button(W):
     "A button that records two seconds, a field for a file, and the unseen field that the samples come through."
     catch = ".catch(e => say(e.message || 'the browser cannot read this as a sound'))"

@@ -121,7 +121,7 @@ def bring(
         raise unknown("network", name, networks())
     return from_wheel(WHEEL, _kept(), where)
 
-
+# %% ../../nbs/ZZB_source_resemblyzer.ipynb #6600002a
 def read_weights(
     name: str = "resemblyzer",
 ) -> dict[str, Tensor]:  # Parameters by name
