@@ -250,7 +250,7 @@ def _line_search(problem, V, Z, d, U, l2, first):
 # %% ../nbs/E_solver.ipynb #60cb030e
 def _solve(problem, l2, tol, least_l2, V, dtype):
     "Newton's method from V to a gap of tol / 2, as far as one can say before the best bias is found; whether it came there."
-    Z, first, best, least, stalled = _Logits(problem, V, dtype), None, math.inf, math.inf, 0
+    Z, before, best, least, stalled = _Logits(problem, V, dtype), 0.0, math.inf, math.inf, 0
     for _ in range(500):  # ten to twenty do
         loss, g, S, Q, _ = _look(problem, Z, back=True)
         G = problem.lift(Q, g)
@@ -259,12 +259,13 @@ def _solve(problem, l2, tol, least_l2, V, dtype):
         norm = G.norm().item()  # of the bias too: where it is moved, the gradient by the weights changes as much
         gap = norm**2 / (2 * l2)
         better = gap < 0.5 * best or F < least * (1 - 8 * torch.finfo(dtype).eps)
-        stalled, best, least, first = 0 if better else stalled + 1, min(best, gap), min(least, F), first or norm
-        if (there := min(gap, F) <= 0.5 * tol) or stalled > 4:
+        stalled, best, least = 0 if better else stalled + 1, min(best, gap), min(least, F)
+        if (there := gap <= 0.5 * tol or F <= 0.99 * tol) or stalled > 4:  # no F is below 0
             break
         precondition = _preconditioner(S, l2, _known(problem, dtype, least_l2), dtype)
         H = _hessian(problem, Z, l2, dtype)
-        stop, most = min(0.2, max((norm / first) ** 0.5, 1e-3)), 25 if gap > 1e4 * tol else 150
+        stop, most = min(0.2, max(norm / before, 1e-3)) if before else 0.2, 25 if gap > 1e4 * tol else 150
+        before = norm  # no more care than the last step was worth (Dembo, Eisenstat and Steihaug 1982)
         d = _direction(G.to(dtype), H, precondition, stop, math.sqrt(0.8 * tol * l2), most)
         U = _Logits(problem, d, dtype)
         t = _line_search(problem, V, Z, d, U, l2, (G * d).sum().item())
