@@ -295,12 +295,16 @@ def _block_rows(pre, model, far, seen):
 
 
 @torch.no_grad()
-def _sentences(pre, model, seen, y):
+def _sentences(pre, model, seen, batches):
     "What can be said of the answers: one sentence each."
-    old, new = (model.head(s[""].to(model.head.weight)).float().cpu() for s in seen)
-    right = accuracy(new, y)
+    logits, y = predict(model, batches)
+    right = accuracy(logits, y)
     low, high = interval(round(right * len(y)), len(y))
     yield f"Right on {right:.1%} of {len(y):,} examples (95 % interval {low:.1%} to {high:.1%})."
+    if pre.adapts is not None:  # a language model: its head is no new one, and whole answers are judged
+        yield f"theta_pre, asked the same: {accuracy(*predict(pre.adapts(pre), batches)):.1%}."
+        return
+    old = model.head(seen[0][""].to(model.head.weight)).float().cpu()
     yield f"The same head on theta_pre's features: {accuracy(old, y):.1%}. The difference is what the features learned."
     if pre.head is not None and pre.head.out_features > 1:
         of_old = [pre.head(s[""].to(pre.head.weight)) for s in seen]
@@ -315,11 +319,7 @@ def report(
 ) -> Page:
     "What fine-tuning changed, on one page: weights, features and answers, block by block."
     theta_pre.check(data)
-    if theta_pre.adapts is not None:
-        raise ValueError(
-            f"a report is of one answer an example, and {theta_pre.name} writes: ask `displacement` what moved"
-        )
-    if data.y.ndim != 1 or len(data.y.unique()) < 2:
+    if data.y.ndim != 1 or (theta_pre.adapts is None and len(data.y.unique()) < 2):
         raise ValueError("a report needs examples of at least two classes, with one label each")
     if any(isinstance(m, LoRA) for m in theta_fine.modules()):
         theta_fine = merge_lora(copied(theta_fine))
@@ -329,7 +329,7 @@ def report(
     seen = [layer_features(net, batches, ["", *layers]) for net in (theta_pre.backbone, body)]
     stats = [n for n, _ in theta_fine.named_buffers() if n in far]
     moved = sum(far[n].distance > 0 for n in stats)
-    said = [*_sentences(theta_pre, theta_fine, seen, data.y)]
+    said = [*_sentences(theta_pre, theta_fine, seen, batches)]
     if stats:
         said.append(f"Stored statistics that moved: {moved} of {len(stats)}. They move without a gradient.")
     rows = "".join(

@@ -586,8 +586,11 @@ def test_a_session_trains_it_and_knows_its_best_head():
 
 
 def test_the_report_of_what_changed_reads_a_language_model(pre, task, fine):
-    page = report(pre, fine, task.valid).html
-    assert "block3" in page and "Right on" in page
+    "Whole answers, before and after, as `exact` counts them."
+    page, ds = report(pre, fine, task.valid).html, task.valid
+    after, before = (share(m, ds, pre.transform) for m in (fine, adapt(pre, 5)))
+    assert "block3" in page and f"Right on {after:.1%} of {len(ds)} examples" in page
+    assert f"theta_pre, asked the same: {before:.1%}." in page and after > before
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "last_block", "linear_probing"])

@@ -447,9 +447,3 @@ def test_layers_over_time_are_averaged_over_time_and_layers_of_tokens_over_token
     assert torch.allclose(seen["conv"], z.mean(2), atol=1e-6)
     assert torch.allclose(seen["norm"], net.norm(z.mT).detach().mean(1), atol=1e-6)
     assert torch.allclose(extract(net, [(x, torch.zeros(4))], layer="conv").x, z.mean(2), atol=1e-6)
-
-
-def test_a_language_model_is_sent_elsewhere(task):
-    lm = load_pretrained("pocket-lm")
-    with pytest.raises(ValueError, match="ask `displacement`"):
-        report(lm, adapt(lm, 2), load_split("countries").valid)
