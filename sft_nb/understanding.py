@@ -298,8 +298,7 @@ def _block_rows(pre, model, far, seen):
 def _sentences(pre, model, seen, batches):
     "What can be said of the answers: one sentence each."
     logits, y = predict(model, batches)
-    right = accuracy(logits, y)
-    low, high = interval(round(right * len(y)), len(y))
+    low, high = interval(round((right := accuracy(logits, y)) * len(y)), len(y))
     yield f"Right on {right:.1%} of {len(y):,} examples (95 % interval {low:.1%} to {high:.1%})."
     if pre.adapts is not None:  # a language model: its head is no new one, and whole answers are judged
         yield f"theta_pre, asked the same: {accuracy(*predict(pre.adapts(pre), batches)):.1%}."
@@ -307,8 +306,7 @@ def _sentences(pre, model, seen, batches):
     old = model.head(seen[0][""].to(model.head.weight)).float().cpu()
     yield f"The same head on theta_pre's features: {accuracy(old, y):.1%}. The difference is what the features learned."
     if pre.head is not None and pre.head.out_features > 1:
-        of_old = [pre.head(s[""].to(pre.head.weight)) for s in seen]
-        d = function_distance(*of_old)
+        d = function_distance(*(pre.head(s[""].to(pre.head.weight)) for s in seen))
         yield f"theta_pre's own head gives another answer than before to {d.disagreement:.1%} of them (mean KL {d.kl:.2f} nats): what was overwritten of what it knew."
 
 # %% ../nbs/14_understanding.ipynb #14b00052
