@@ -28,7 +28,7 @@ from .ways import EXACT, WAYS, Phi, _float, _pictures, relative_error
 # %% ../nbs/ZD_engines.ipynb #e2910014
 SPARE = {True: 0.03, False: 0.15}  # of eager's time: what may be lost by looking; more where half precision is allowed
 LEAST = 0.02  # seconds: for less no way is prepared
-BET = 0.5  # of what a way saves, if it is as fast as it has been on such networks, may be lost by trying it
+BET = 0.6  # of what a way saves, if it is as fast as it has been on such networks, may be lost by trying it
 GAIN = 0.1  # of the time that is left: what another way may be expected to save, once one has been found
 
 
@@ -137,6 +137,7 @@ class Engine:
         self.name, self.run = "eager", self.eager  # what has won so far
         self.told: dict[str, tuple[float, float]] = {}  # by way: seconds a row, and to prepare it
         self.failed: dict[str, str] = {}  # by way: why
+        self.known: dict[str, float] = {}  # by way: how often eager's speed it has had on such networks and inputs
         self.left, self.lost = total, 0.0  # rows to come, and seconds that were spent on finding out
 
     def eager(self, xb):
@@ -212,6 +213,7 @@ def _cost(engine, name, rows):
     "Seconds that a try may lose: as remembered, or as the table guesses with the rows that are compared."
     fixed, each = WAYS[name].seconds
     layers = sum(not [*m.children()] for m in engine.phi.modules())
+    fixed += WAYS[name].million * sum(t.numel() for t in engine.phi.state_dict().values()) / 1e6
     compared = rows * engine.told["eager"][0] * (1 if engine.dtype == torch.float32 else 0.5)
     return engine.told[name][1] if name in engine.told else fixed + each * layers + compared
 
@@ -228,7 +230,7 @@ def _worth(engine, name, rows):
     fast = engine.told.get(engine.name, (slow,))[0]
     spare = SPARE[engine.dtype == torch.float32] * engine.total * slow - engine.lost + (slow - fast) * engine.left
     spare = spare if engine.name == "eager" else min(spare, GAIN * fast * engine.left)
-    spare = max(spare, BET * (fast - slow / WAYS[name].known(engine.phi)) * engine.left)
+    spare = max(spare, BET * (fast - slow / engine.known.get(name, 1.0)) * engine.left)
     return not engine.wish and name not in engine.told and _cost(engine, name, rows) < spare
 
 
@@ -252,7 +254,7 @@ def __call__(
         self.wish = names[int(first(torch.tensor(0)))]
     n, least = _piece(queue.rest), 1 if self.dtype == torch.float32 else 16
     few = min(4 * max(4, least), max(least, self.total // 100))  # rows that are compared
-    xb = queue.take(max(n, few) if queue.rest.numel() > 1 << 22 else None)
+    xb = queue.take(max(n, few))
     z, took = _timed(self.eager, xb)
     self.told["eager"], self.left = (took / len(xb), 0.0), max(0, self.total - len(xb))
     yield z
@@ -275,6 +277,8 @@ def _search(self: Engine, queue, few, want, n):
     key = _key(self.phi, few, n, self.dtype, ways)
     known = _recall(key)
     self.told |= known
+    if self.dtype == torch.float32:  # what was measured beforehand
+        self.known = {name: WAYS[name].known(self.phi, few) for name in ways}
     best = self.wish or (_best(self, ways) if known else "")
     worth = any(_worth(self, name, len(few)) for name in ways)
     if (
@@ -286,7 +290,7 @@ def _search(self: Engine, queue, few, want, n):
             max(0, self.total - queue.done),
         )
         yield z
-    for name in sorted(ways, key=lambda name: (name != best, -WAYS[name].known(self.phi))):
+    for name in sorted(ways, key=lambda name: (name != best, -self.known.get(name, 1.0))):
         if name == best or _worth(self, name, len(few)):
             yield from _try(self, name, queue, few, want, n, name == best)
             self.left = max(0, self.total - queue.done)

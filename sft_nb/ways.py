@@ -7,10 +7,12 @@ __all__ = ['EXACT', 'WAYS', 'Phi', 'folded', 'relative_error', 'Way']
 
 # %% ../nbs/ZC_ways.ipynb #e2910005
 import io
+import platform
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -115,12 +117,12 @@ def _openvino(phi, xb, dtype):
 def _onnx(phi, xb, dtype):
     import onnxruntime
 
-    getattr(torch._C, "_jit_set_onnx_log_enabled", lambda on: None)(False)  # or a failure prints the whole graph
     kept, fused = io.BytesIO(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one piece has no name in ONNX
     try:
         names = dict(input_names=["x"], dynamic_axes={"x": {0: "n"}})
-        torch.onnx.export(_twin(phi), (_float(xb[:2]),), kept, dynamo=False, **names)
+        with mock.patch.object(torch._C, "_jit_onnx_log", lambda *said: None, create=True):  # else it prints
+            torch.onnx.export(_twin(phi), (_float(xb[:2]),), kept, dynamo=False, **names)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     told = onnxruntime.SessionOptions()
@@ -142,29 +144,46 @@ class Way:
     seconds: tuple[float, float]  # To prepare it: for any network, and for each of its layers
     fixed: bool = False  # It takes as many rows as the example had, of the same shape
     warm: int = 1  # Runs until it is as fast as it gets
-    known: Callable[[nn.Module], float] = lambda net: 1.0  # How often eager's speed it has had on networks of this make
+    million: float = 0.0  # Seconds to prepare each million of the network's numbers
+    known: Callable[[nn.Module, Tensor], float] = lambda net, xb: 1.0  # How often eager's speed it has had on such
 
 
 def _pictures(xb):
     return xb.ndim == 4 and xb.is_floating_point()
 
 
-def _depthwise(net):
-    "2 where a sixth of the convolutions or more work on one channel at a time, with filters of 5 pixels at most; else 1."
+def _by_size(xb, small, medium, large):
+    side = min(xb.shape[2:]) if _pictures(xb) else 0
+    return large if side >= 192 else medium if side >= 64 else small
+
+
+def _by_onnx(net, xb):
+    "More where a sixth of the convolutions or more work on one channel at a time, with filters of 5 pixels at most."
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     alone = [m for m in convs if 1 < m.groups == m.in_channels and max(m.kernel_size) <= 5]
-    return 2.0 if 6 * len(alone) >= max(1, len(convs)) else 1.0
+    return 2.0 if 6 * len(alone) >= max(1, len(convs)) else _by_size(xb, 1.0, 1.5, 1.9)
+
+
+def _by_graph(net, xb):
+    return _by_size(xb, 1.0, 1.3, 1.6) if platform.machine().lower() in ("x86_64", "amd64") else 1.0
 
 
 WAYS = {
-    "channels last": Way(_channels_last, lambda xb, t: _pictures(xb), (0.01, 0.0008)),
+    "channels last": Way(_channels_last, lambda xb, t: _pictures(xb), (0.01, 0.0005), million=0.003),
     "graph": Way(
-        _graph, lambda xb, t: xb.device.type == "cpu" and t != torch.float16, (0.05, 0.003), fixed=True, warm=2
+        _graph,
+        lambda xb, t: xb.device.type == "cpu" and t != torch.float16,
+        (0.03, 0.0012),
+        fixed=True,
+        warm=2,
+        million=0.008,
+        known=_by_graph,
     ),
     "packed": Way(
         _packed,
         lambda xb, t: _pictures(xb) and xb.device.type == "cpu" and torch.backends.mkldnn.is_available(),
-        (0.02, 0.0015),
+        (0.02, 0.001),
+        million=0.005,
     ),
     "onnx": Way(
         _onnx,
@@ -174,8 +193,9 @@ WAYS = {
             and t == torch.float32
             and all(map(find_spec, ("onnx", "onnxruntime")))
         ),
-        (0.1, 0.0018),
-        known=_depthwise,
+        (0.05, 0.0009),
+        million=0.035,
+        known=_by_onnx,
     ),
     "openvino": Way(
         _openvino,

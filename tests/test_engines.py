@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -322,3 +323,24 @@ def test_features_tell_what_computed_them():
 def test_the_table_of_ways_is_told_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "[fast]" in text and "SFT_NB_ENGINE" in text
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxruntime"))), reason="ONNX Runtime is not installed")
+def test_a_network_that_onnx_cannot_have_fails_in_silence(capfd):
+    "vgg11_bn pools to seven by seven, which needs a size that is a multiple of it."
+    net, x = architecture("vgg11_bn")[0].eval(), torch.rand(16, 3, 64, 64)
+    net.classifier = nn.Flatten(1)
+    engine = Engine(Phi(net, lambda z, n: z), 16, wish="onnx")
+    with torch.inference_mode():
+        rows = torch.cat([*engine([x])])
+        assert relative_error(rows, net(x)) < EXACT
+    assert "cannot be computed" in engine.failed["onnx"] and not any(capfd.readouterr())
+
+
+@pytest.mark.parametrize("px, factor", [(32, 1.0), (64, 1.3), (224, 1.6)])
+def test_what_is_known_beforehand_is_known_by_the_size_of_the_pictures(px, factor, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px)) == factor
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, px, dtype=torch.long)) == 1.0
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px)) == 1.0
