@@ -277,8 +277,7 @@ def _search(self: Engine, queue, few, want, n):
     key = _key(self.phi, few, n, self.dtype, ways)
     known = _recall(key)
     self.told |= known
-    if self.dtype == torch.float32:  # what was measured beforehand
-        self.known = {name: WAYS[name].known(self.phi, few) for name in ways}
+    self.known = {name: WAYS[name].known(self.phi, few, self.dtype) for name in ways}  # what was measured beforehand
     best = self.wish or (_best(self, ways) if known else "")
     worth = any(_worth(self, name, len(few)) for name in ways)
     if (

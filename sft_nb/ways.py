@@ -145,7 +145,7 @@ class Way:
     fixed: bool = False  # It takes as many rows as the example had, of the same shape
     warm: int = 1  # Runs until it is as fast as it gets
     million: float = 0.0  # Seconds to prepare each million of the network's numbers
-    known: Callable[[nn.Module, Tensor], float] = lambda net, xb: 1.0  # How often eager's speed it has had on such
+    known: Callable[[nn.Module, Tensor, torch.dtype], float] = lambda net, xb, t: 1.0  # Times eager's speed, on such
 
 
 def _pictures(xb):
@@ -157,19 +157,26 @@ def _by_size(xb, small, medium, large):
     return large if side >= 192 else medium if side >= 64 else small
 
 
-def _by_onnx(net, xb):
+def _by_onnx(net, xb, dtype):
     "More where a sixth of the convolutions or more work on one channel at a time, with filters of 5 pixels at most."
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     alone = [m for m in convs if 1 < m.groups == m.in_channels and max(m.kernel_size) <= 5]
     return 2.0 if 6 * len(alone) >= max(1, len(convs)) else _by_size(xb, 1.0, 1.5, 1.9)
 
 
-def _by_graph(net, xb):
-    return _by_size(xb, 1.0, 1.3, 1.6) if platform.machine().lower() in ("x86_64", "amd64") else 1.0
+def _by_graph(net, xb, dtype):
+    here = dtype == torch.float32 and platform.machine().lower() in ("x86_64", "amd64")
+    return _by_size(xb, 1.0, 1.3, 1.6) if here else 1.0
 
 
+def _by_half(net, xb, dtype):
+    "Where the processor itself multiplies in bfloat16."
+    able = any(getattr(torch.cpu, f"_is_{n}_supported", bool)() for n in ("avx512_bf16", "amx_tile"))
+    return _by_size(xb, 1.0, 1.7, 2.0) if dtype == torch.bfloat16 and able else 1.0
+
+# %% ../nbs/ZC_ways.ipynb #e2910015
 WAYS = {
-    "channels last": Way(_channels_last, lambda xb, t: _pictures(xb), (0.01, 0.0005), million=0.003),
+    "channels last": Way(_channels_last, lambda xb, t: _pictures(xb), (0.01, 0.0005), million=0.003, known=_by_half),
     "graph": Way(
         _graph,
         lambda xb, t: xb.device.type == "cpu" and t != torch.float16,

@@ -340,7 +340,16 @@ def test_a_network_that_onnx_cannot_have_fails_in_silence(capfd):
 @pytest.mark.parametrize("px, factor", [(32, 1.0), (64, 1.3), (224, 1.6)])
 def test_what_is_known_beforehand_is_known_by_the_size_of_the_pictures(px, factor, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px)) == factor
-    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, px, dtype=torch.long)) == 1.0
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px), torch.float32) == factor
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, px, dtype=torch.long), torch.float32) == 1.0
     monkeypatch.setattr("platform.machine", lambda: "arm64")
-    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px)) == 1.0
+    assert WAYS["graph"].known(nn.Identity(), torch.zeros(1, 3, px, px), torch.float32) == 1.0
+
+
+def test_half_precision_is_bet_on_only_where_the_processor_has_it(monkeypatch):
+    x = torch.zeros(1, 3, 224, 224)
+    for able in (True, False):
+        for n in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, n, lambda able=able: able, raising=False)
+        told = [WAYS["channels last"].known(nn.Identity(), x, t) for t in (torch.bfloat16, torch.float32)]
+        assert told == [2.0 if able else 1.0, 1.0]
