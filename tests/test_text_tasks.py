@@ -99,7 +99,7 @@ def digest(names):
 
 def test_another_process_has_the_same_texts():
     code = f"import sys; sys.path.insert(0, 'tests'); import test_text_tasks as t; print(t.digest({MADE!r}))"
-    for seed in ("1", "2"):
+    for seed in ("1",):  # this process has another
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True,
             env=os.environ | dict(PYTHONHASHSEED=seed, PYTHONPATH=str(ROOT)),
