@@ -34,7 +34,7 @@ def slides(path: Path) -> str:
     nb.cells = parted(nb.cells)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\w+)\.ipynb", r"](../\1.html", cell.source)
+            cell.source = re.sub(r"\]\(([\w/]+)\.ipynb", r"](../\1.html", cell.source)
         else:
             cell.source = re.sub(r"^#\| .+\n", "", cell.source, flags=re.M)
             if "hide-input" in cell.metadata.get("tags", []):
