@@ -39,7 +39,7 @@ def put(path: Path, text: str) -> None:
 
 
 def page(path: Path) -> dict:
-    "A notebook for Sphinx: each picture with its cell's sentence, which is not shown a second time as a comment."
+    "A notebook for Sphinx: each picture with its cell's sentence, and without the lines that speak to nbdev alone."
     nb = json.loads(path.read_text(encoding="utf-8"))
     nb["cells"] = [c for c in nb["cells"] if c["id"] != BRING]
     headings = {c["id"]: re.findall(r"^#+ (.+)$", "".join(c["source"]), re.M) for c in nb["cells"]}
@@ -52,7 +52,8 @@ def page(path: Path) -> dict:
         if cell["cell_type"] == "code":
             if alt := re.search(r"^#\| fig-alt: (.+)$", text, re.M):
                 cell["metadata"]["mystnb"] = dict(image=dict(alt=alt[1]))
-            cell["source"] = re.sub(r"^#\| fig-alt: .+\n", "", text, flags=re.M)
+            cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
+    nb["cells"] = [c for c in nb["cells"] if c["source"]]
     return nb
 
 
