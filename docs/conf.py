@@ -26,7 +26,7 @@ copybutton_selector = "div.cell_input pre, div[class*=highlight-] pre"
 html_theme = "furo"
 html_title = "sft_nb"
 html_static_path = ["static", str(files("mathjax") / "static" / "mathjax" / "es5" / "tex-svg.js")]
-html_css_files = ["book.css"]
+html_css_files, html_js_files = ["book.css"], ["book.js"]
 mathjax_path = "tex-svg.js"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
