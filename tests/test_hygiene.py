@@ -52,6 +52,12 @@ def test_no_machine_paths(path):
 
 
 @each
+def test_records_are_found_wherever_the_notebook_lies(path):
+    "In a clone, in a reader's copy and in the folder that the wheel's book is copied to: `results` knows where."
+    assert "../results" not in "\n".join(code_cells(load(path)))
+
+
+@each
 def test_numbers_in_prose_are_computed(path):
     "A decimal in a Markdown cell was typed, so nothing would notice it going stale: let a cell say it."
     for c in load(path)["cells"]:
