@@ -536,10 +536,7 @@ PLAYS = """e => new Promise(done => { e.muted = false; e.play().then(() => setTi
   done([e.duration, e.currentTime, e.error && e.error.message]), 400), x => done([x.message])) })"""
 
 
-def test_a_word_is_spoken_named_and_played(lab, place, tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium, or set CHROMIUM to its path")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -c constraints.txt -e '.[browser]'")
+def test_a_word_is_spoken_named_and_played(browser, lab, place, tmp_path):
     word = spoken()
     for name, k in (("one", 1), ("seven", 7), ("zero", 0)):
         (tmp_path / "mine" / name).mkdir(parents=True)
@@ -555,26 +552,25 @@ def test_a_word_is_spoken_named_and_played(lab, place, tmp_path):
         "--autoplay-policy=no-user-gesture-required",
     ]
     notebook(place, "own_sounds.ipynb", "from sft_nb.own_sounds import OwnSounds\nOwnSounds()")
-    with sync_api.sync_playwright() as p:
-        chrome = p.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = opened(chrome, lab, "own_sounds.ipynb")
-        assert not errors(run_all(page, lab, "own_sounds.ipynb"))
-        own = shown(page, OWN)
-        press(page, own, "Record a word")
-        own.locator("text=nothing is learned yet").first.wait_for(timeout=20_000)
-        own.locator("input").first.fill(str(tmp_path / "mine"))
-        own.locator("input").first.press("Enter")
-        press(page, own, "Learn")
-        own.locator("text=learned one, seven, zero").first.wait_for(timeout=120_000)
-        press(page, own, "Record a word")
-        own.locator("text=this sounds like seven").first.wait_for(timeout=30_000)
-        duration, at, wrong = own.locator("audio").last.evaluate(PLAYS)
-        assert 0.2 < duration < 1.2 and 0.1 < at <= duration and wrong is None
-        assert own.locator('img[alt="bands over time"]').first.bounding_box()["width"] > 300
-        page.screenshot(path=tmp_path / "spoken.png", full_page=True)
-        own.locator('input[type="file"]').last.set_input_files(tmp_path / "mine" / "zero" / "3.wav")
-        own.locator("text=this sounds like zero").first.wait_for(timeout=30_000)
-        looked_at(page, tmp_path, own_sounds=OWN)
-        own.locator('input[type="file"]').last.set_input_files(ROOT / "settings.ini")
-        own.locator("text=Unable to decode audio data").first.wait_for(timeout=20_000)
-        chrome.close()
+    chrome = browser.browser_type.launch(executable_path=CHROMIUM, args=flags)
+    page = opened(chrome, lab, "own_sounds.ipynb")
+    assert not errors(run_all(page, lab, "own_sounds.ipynb"))
+    own = shown(page, OWN)
+    press(page, own, "Record a word")
+    own.locator("text=nothing is learned yet").first.wait_for(timeout=20_000)
+    own.locator("input").first.fill(str(tmp_path / "mine"))
+    own.locator("input").first.press("Enter")
+    press(page, own, "Learn")
+    own.locator("text=learned one, seven, zero").first.wait_for(timeout=120_000)
+    press(page, own, "Record a word")
+    own.locator("text=this sounds like seven").first.wait_for(timeout=30_000)
+    duration, at, wrong = own.locator("audio").last.evaluate(PLAYS)
+    assert 0.2 < duration < 1.2 and 0.1 < at <= duration and wrong is None
+    assert own.locator('img[alt="bands over time"]').first.bounding_box()["width"] > 300
+    page.screenshot(path=tmp_path / "spoken.png", full_page=True)
+    own.locator('input[type="file"]').last.set_input_files(tmp_path / "mine" / "zero" / "3.wav")
+    own.locator("text=this sounds like zero").first.wait_for(timeout=30_000)
+    looked_at(page, tmp_path, own_sounds=OWN)
+    own.locator('input[type="file"]').last.set_input_files(ROOT / "settings.ini")
+    own.locator("text=Unable to decode audio data").first.wait_for(timeout=20_000)
+    chrome.close()
