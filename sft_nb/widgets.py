@@ -167,7 +167,8 @@ def _html(drawn, about=""):
     "The drawing for a widget."
     if isinstance(drawn, str):
         return drawn
-    return f'<img alt="{escape(about)}" src="data:image/png;base64,{base64.b64encode(_png(drawn)).decode()}">'
+    picture = base64.b64encode(_png(drawn)).decode()
+    return f'<img alt="{escape(about)}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
 
 # %% ../nbs/F_widgets.ipynb #16c0de11
 def play(
