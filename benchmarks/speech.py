@@ -1,9 +1,9 @@
 """The records of chapter 19: python benchmarks/speech.py [SEED ...]
 
 From the network that heard made words, on real recordings: six strategies, which digit (by take, and by three pairs of
-unseen speakers) and who speaks, at five, ten and twenty labels per class. From the one that heard thousands of people: the
-probe on all of these; full fine-tuning and training from scratch at ten labels. One seed after the other, into
-results/speech.jsonl. Twenty minutes of one core for a seed; stop it whenever you like, and it goes on from its file. It
+unseen speakers) and who speaks, at five, ten and twenty labels per class. From the one that was taught phones: the probe, and
+full fine-tuning. From the one that heard thousands of people: the probe, too; full fine-tuning and training from scratch at ten
+labels. One seed after the other, into results/speech.jsonl. Twenty minutes of one core for a seed; stop it whenever you like, and it goes on from its file. It
 needs `sft_nb fetch spoken_digits` and `sft_nb fetch resemblyzer`.
 """
 
@@ -38,6 +38,13 @@ def experiments(seed: int) -> list[Config]:
     return [c for n, e in EPOCHS.items() for t in TASKS for c in of_each(RATES, task=t, shots=n, epochs=e, **about)]
 
 
+def of_phones(seed: int) -> list[Config]:
+    "From the network that was taught the phone of each moment: the probe, and full fine-tuning with the rates of above."
+    about = dict(pretrained="hearing-phones", seed=seed, l2s=L2S, batch_size=16)
+    some = dict(linear_probing=(1e-3,), full=RATES["full"])
+    return [c for n, e in EPOCHS.items() for t in TASKS for c in of_each(some, task=t, shots=n, epochs=e, **about)]
+
+
 def of_voices(seed: int) -> list[Config]:
     "From the network of voices: what is cheap on all tasks, what is not at ten labels."
     about = dict(pretrained="resemblyzer", seed=seed, l2s=SMALL, batch_size=16)
@@ -54,4 +61,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     keep = Path(gettempdir()) / "sft_nb-speech"  # features once, for all seeds
     for seed in map(int, sys.argv[1:] or range(3)):
-        sweep(experiments(seed) + of_voices(seed), RESULTS / "speech.jsonl", keep)
+        sweep(experiments(seed) + of_phones(seed) + of_voices(seed), RESULTS / "speech.jsonl", keep)

@@ -326,23 +326,47 @@ def test_made_tasks_are_the_same_each_time_and_others_by_name():
         and len(speech.tasks()) == 5
         and {zoo.tasks()[n] for n in speech.tasks()} == {"speech"}
     )
-    assert all(zoo.networks("audio")[n] == "speech" for n in zoo.networks("audio") if n == "hearing")
+    assert all(zoo.networks("audio")[n] == "speech" for n in zoo.networks("audio") if n in speech.networks())
     with pytest.raises(ValueError, match="did you mean 'made_digits_who'"):
         load_split("made_digits_hwo")
     with pytest.raises(ValueError, match="take a network and a task of one kind"):
         load_pretrained("pocket").check(load_split("made_digits").test)
 
 
-def test_weights_are_refused_when_a_byte_differs(tmp_path, monkeypatch):
-    blob = bytearray(speech._WEIGHTS.read_bytes())
-    assert (
-        hashlib.sha256(blob).hexdigest() == speech.DIGEST == load_pretrained("hearing").digest and len(blob) < 420_000
-    )
+@pytest.mark.parametrize("name", speech.networks())
+def test_weights_are_refused_when_a_byte_differs(tmp_path, monkeypatch, name):
+    blob = bytearray((speech._WEIGHTS / f"{name}.safetensors").read_bytes())
+    right = hashlib.sha256(blob).hexdigest()
+    assert right == speech.DIGESTS[name] == load_pretrained(name).digest and len(blob) < 420_000
     blob[5000] ^= 1
-    (tmp_path / "w").write_bytes(blob)
-    monkeypatch.setattr(speech, "_WEIGHTS", tmp_path / "w")
+    (tmp_path / f"{name}.safetensors").write_bytes(blob)
+    monkeypatch.setattr(speech, "_WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match="is not the file that was shipped"):
-        load_pretrained("hearing")
+        load_pretrained(name)
+
+
+def test_phones_are_labelled_where_they_are_said():
+    "The same sounds, and a label every 20 ms: silence before and behind, the word's phones between, -100 behind the end."
+    words, phones = (speech.speech_source(128, 3, phones=told) for told in (False, True))
+    assert torch.equal(words.x, phones.x) and phones.y.shape == (128, 50)
+    seconds = (phones.y >= 0).sum(1) / 50
+    assert torch.allclose(seconds, lengths(words.x) / RATE, atol=0.021)
+    silence = len(speech.PHONES)
+    for row in phones.y.tolist():
+        row = [k for k in row if k >= 0]
+        assert row[0] == silence and len({*row}) > 1
+    loud = words.x.float().view(128, 50, -1).square().mean(2)  # silence is quieter than what is said
+    assert loud[phones.y == silence].median() < 0.1 * loud[(phones.y >= 0) & (phones.y < silence)].median()
+
+
+def test_the_network_of_phones_hears_words_and_knows_no_class():
+    "In bands that were measured: made words, other takes, ten labels."
+    pre, split = load_pretrained("hearing-phones"), load_split("made_digits")
+    assert pre.head is None and pre.num_features == 288
+    few = few_shot(split.train, 10, 0)
+    phi = lambda ds: extract(pre.backbone, Loader(ds, 100, pre.transform))
+    head, test = solve_head(phi(few), 10, 0.01), phi(split.test)
+    assert 0.85 < accuracy(head.logits(test.x), test.y) < 0.99
 
 
 @pytest.mark.parametrize(
