@@ -46,6 +46,38 @@ ROWS += [
     for what, problem in HEADS.items()
     for base in (LBFGS, TIGHT)
 ]
+GAPS = {
+    "classes that overlap, 20,000 x 512": "overlapping",
+    "far apart, 20,000 x 512": "far apart",
+    "more columns than rows, 1,000 x 2,048": "fewer rows than columns",
+    "two classes, 20,000 x 512": "two classes",
+    "EfficientNet-Lite0's features of photographs": "features of photographs.pt",
+}
+ROWS += [
+    (
+        f"Head, {what}, to {g}; scikit-learn lbfgs at the loosest setting that gets there",
+        "gaps",
+        dict(problem=problem),
+        f"{g} | scikit-learn lbfgs",
+        f"{g} | ours",
+        "cpu_s",
+    )
+    for what, problem in GAPS.items()
+    for g in ("1e-02", "1e-04", "1e-06")
+]
+FEATURES = {
+    "ResNet-50, 4,096 pictures of 32 px": dict(network="resnet50", px=32, pictures=4096),
+    "ResNet-50, 64 pictures of 224 px": dict(network="resnet50", px=224, pictures=64),
+    "ResNet-50, 96 pictures of 224 px": dict(network="resnet50", px=224, pictures=96),
+    "EfficientNet-B0, 128 pictures of 224 px": dict(network="efficientnet_b0"),
+    "ConvNeXt-T, 256 pictures of 128 px": dict(network="convnext_tiny"),
+    "ViT-B/16, 48 pictures of 224 px": dict(network="vit_b_16"),
+}
+ROWS += [
+    (f"Features, {what}, `extract` for the first time; {rival}", "engines", config, base, "extract, fp32", "cpu_s")
+    for what, config in FEATURES.items()
+    for rival, base in (("a loop by hand", "eager"), ("ONNX Runtime", "ONNX Runtime, fp32"))
+]
 ROWS += [(what, "path", dict(problem=problem), "scikit-learn", "our path", "cpu_s") for what, problem in PATHS.items()]
 
 
@@ -60,10 +92,11 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for what, name, config, base, other, key in ROWS:
-        r = latest(name, **config)
-        if r and base in r["runs"] and other in r["runs"]:
+        r = latest(name, **config) or dict(runs={})
+        base, other = (next((k for k in r["runs"] if k.startswith(start)), None) for start in (base, other))
+        if base and other:
             m, runs = r["machine"], len(r["runs"][base])
-            gaps = f"{gap(r['runs'][base][-1])}, {gap(r['runs'][other][-1])}"
+            gaps = ", ".join(gap(r["runs"][k][-1]) for k in (base, other)) if name != "engines" else ""
             how = f"{runs} paired run{'s' * (runs > 1)}, {m['threads']} thread{'s' * (m['threads'] > 1)}, {m['gpu'] or m['processor']}"
             lines.append(f"| {what} | {middle(ratios(r, base, other, key), 1)} | {gaps} | {how} |")
     return "\n".join(lines)

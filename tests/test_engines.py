@@ -353,3 +353,10 @@ def test_half_precision_is_bet_on_only_where_the_processor_has_it(monkeypatch):
             monkeypatch.setattr(torch.cpu, n, lambda able=able: able, raising=False)
         told = [WAYS["channels last"].known(nn.Identity(), x, t) for t in (torch.bfloat16, torch.float32)]
         assert told == [2.0 if able else 1.0, 1.0]
+
+
+def test_packing_is_bet_on_for_small_pictures_and_networks_without_groups(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "AMD64")
+    plain, grouped = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)
+    known = lambda net, px, t=torch.float32: WAYS["packed"].known(net, torch.zeros(1, 4, px, px), t)
+    assert known(plain, 32) > 1 == known(grouped, 32) == known(plain, 224) == known(plain, 32, torch.bfloat16)
