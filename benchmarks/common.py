@@ -110,6 +110,7 @@ def paired(
     repeats: int,
     device: str,
     judge: Callable[[str, int], dict] | None = None,  # (subject, repeat) -> more figures, outside the timing
+    keep: bool = True,  # False in every process but one
 ) -> dict:
     "Run every subject `repeats` times in turn; append all of it to results/NAME.jsonl and return it."
     runs = {s: [] for s in subjects}
@@ -124,11 +125,12 @@ def paired(
             )
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record = dict(benchmark=name, when=when, config=config, machine=machine(device), runs=runs)
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(record) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(record) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
     return record
 
 

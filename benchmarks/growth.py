@@ -1,17 +1,24 @@
-"""How the cost of features and of the certified head grows: with pictures, columns and classes. python benchmarks/growth.py
+"""How the cost of features and of the certified head grows: with pictures, columns, classes. python benchmarks/growth.py
 
 One axis at a time, the others held. CPU seconds of `extract` by the pocket network (eager, so that nothing but the number of
 pictures changes) and of `solve_head` to a certified gap of 1e-6 on made-up features. Appendix E draws the lines.
+
+`torchrun --standalone --nproc_per_node=2 benchmarks/growth.py` measures one head over that many processes instead, each with
+its share of the rows; do it with one process as well. What counts there is the wall's clock, so nothing else may run.
 """
+
+import os
+import sys
 
 import torch
 from common import arguments, paired
 from problems import relu_features
 
 from sft_nb.data import Images, Loader
-from sft_nb.features import extract
+from sft_nb.features import Features, extract
 from sft_nb.models import load_pretrained
 from sft_nb.probing import solve_head
+from sft_nb.processes import group
 
 HELD = dict(n=8_000, d=512, c=10)
 AXES = dict(
@@ -42,8 +49,22 @@ def features(n: int):
     return run
 
 
+def shared(args):
+    "One head over all processes; the first one keeps the record."
+    with group() as (rank, size):
+        spec = HELD | dict(n=2_000 if args.quick else 40_000)
+        feats = relu_features(**spec, separation=0.5, noise=0.3)
+        mine = Features(feats.x[rank::size].contiguous(), feats.y[rank::size])
+        run = lambda: dict(gap=solve_head(mine, spec["c"], args.l2, 1e-6).gap)
+        run()  # where the processes find each other
+        config = dict(axis="p", p=size, **spec, l2=args.l2, quick=args.quick)
+        paired("growth", config, {"head": run}, args.repeats, "cpu", keep=rank == 0)
+
+
 if __name__ == "__main__":
     args = arguments(__doc__, l2=6.3e-5)
+    if "RANK" in os.environ:
+        sys.exit(shared(args))
     for axis, values in (QUICK if args.quick else AXES).items():
         for value in values:
             spec = HELD | {axis: value}
