@@ -332,7 +332,9 @@ def test_the_dashboard_trains_pauses_and_stops(browser, lab, tmp_path):
     nb = run_all(page, lab, "22_dashboard.ipynb")
     assert not errors(nb) and not not_run(nb)
     panel = shown(page, LP_FT)
-    panel.evaluate("e => e.scrollIntoView()")
+    for _ in range(6):  # cells above, once they are drawn, push it down again
+        panel.evaluate("e => e.scrollIntoView()")
+        page.wait_for_timeout(300)
     seen_at = page.evaluate(SCROLLED)
     epochs = panel.locator('.jupyter-widgets:has(> label:text-is("epochs")) input')
     epochs.fill("2000")
