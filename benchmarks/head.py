@@ -118,7 +118,8 @@ if __name__ == "__main__":
         def judge(s, r, feats=feats, best=best, wrapped=wrapped):
             W, b = (t.double() for t in wrapped[s][1][r])
             loss = head_loss(W, b, feats.x.double(), feats.y, args.l2).item()
-            return dict(excess=loss - best, gap=head_gap(W, b, feats.x, feats.y, args.l2))
+            gap = min(loss, head_gap(W, b, feats.x, feats.y, args.l2))  # no F is below 0
+            return dict(excess=loss - best, gap=gap)
 
         record = paired(
             "head", config, {s: f for s, (f, _) in wrapped.items()}, 1 if args.quick else args.repeats, "cpu", judge
